@@ -1,0 +1,131 @@
+"""A cache of tensors on disk, each entry known by the hash of all that decides it.
+
+An entry is written whole or not at all, checked when read, and rebuilt when it is damaged or was made
+by another format. A lock file an entry lets one process compute while the others wait; the lock dies
+with its owner.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sdunroll.checks import UserError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # raised whenever the same key could stand for other tensors than before
+
+Key = Mapping[str, object]
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's dtype, shape and values."""
+    array = tensor.detach().cpu().contiguous().numpy()
+    head = f"{array.dtype.str}{array.shape}".encode()
+    return hashlib.sha256(head + array.tobytes()).hexdigest()
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, sync it and put it in place of ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only the owner may read
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def load_checked(path: Path) -> dict:
+    """What :func:`torch.save` wrote to ``path``, weights only, after verifying every record's CRC.
+
+    Errors: ``ValueError`` if the file is not a whole, undamaged archive.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"record {damaged} does not match its checksum")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, EOFError, RuntimeError, KeyError, NotImplementedError) as error:
+        raise ValueError(
+            str(error).splitlines()[0] if str(error) else type(error).__name__
+        ) from error
+
+
+class Cache:
+    """Tensors on disk by key.
+
+    Args:
+        folder: where; made when first needed. None keeps nothing: every call computes.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    @staticmethod
+    def default_folder() -> Path:
+        """``$SDUNROLL_CACHE``, else ``$XDG_CACHE_HOME/sdunroll``, else ``~/.cache/sdunroll``."""
+        if own := os.environ.get("SDUNROLL_CACHE"):
+            return Path(own).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sdunroll"
+
+    def tensors(self, key: Key, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors of ``key``, from the disk where they are there, else from ``compute``.
+
+        Args:
+            key: all that decides the tensors, as JSON values; stored and compared as well.
+        """
+        if self.folder is None:
+            return compute()
+        from filelock import FileLock
+
+        text = json.dumps({**key, "format": FORMAT}, sort_keys=True)
+        name = f"{key['what']}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+        path = self.folder / f"{name}.pt"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / f"{name}.lock"):
+                found = self._read(path, text)
+                if found is None:
+                    found = {name: tensor.cpu() for name, tensor in compute().items()}
+                    entry = {"key": text, "tensors": found}
+                    write_atomically(path, lambda target: torch.save(entry, target))
+        except OSError as error:
+            raise UserError(
+                f"cache: cannot use {self.folder} ({error.strerror or error}); "
+                "set SDUNROLL_CACHE to a folder that can be written and has room"
+            ) from error
+        return found
+
+    @staticmethod
+    def _read(path: Path, text: str) -> dict[str, Tensor] | None:
+        if not path.exists():
+            return None
+        try:
+            entry = load_checked(path)
+            if not isinstance(entry, dict) or entry.get("key") != text:
+                raise ValueError("made for something else or by another version")
+            return dict(entry["tensors"])
+        except ValueError as error:
+            log.warning("cache: %s is rebuilt: %s", path, error)
+            return None

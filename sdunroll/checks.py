@@ -1,0 +1,68 @@
+"""Checks of values that users set: each failure is one line that says expected, got, remedy."""
+
+import math
+from collections.abc import Collection
+from numbers import Integral, Real
+
+
+class UserError(Exception):
+    """Something that the user can put right; its text is the one line that the command line shows."""
+
+
+class InvalidValue(UserError, ValueError):
+    """A setting outside what it may be."""
+
+
+def integer(name: str, value: object, *, low: int = 1) -> int:
+    """Return ``value`` as an int not below ``low``, or raise :class:`InvalidValue`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+        raise InvalidValue(f"{name}: expected a whole number of at least {low}, got {value!r}")
+    return int(value)
+
+
+def number(
+    name: str,
+    value: object,
+    *,
+    above: float = -math.inf,
+    low: float = -math.inf,
+    below: float = math.inf,
+    high: float = math.inf,
+) -> float:
+    """Return ``value`` as a finite float with above < value < below and low <= value <= high.
+
+    Raises :class:`InvalidValue` otherwise, naming the bounds.
+    """
+    bounds = [
+        text
+        for bound, text in (
+            (above, f"> {above:g}"),
+            (low, f">= {low:g}"),
+            (below, f"< {below:g}"),
+            (high, f"<= {high:g}"),
+        )
+        if math.isfinite(bound)
+    ]
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, Real)
+        or not math.isfinite(value)
+        or not (above < value < below and low <= value <= high)
+    ):
+        wanted = "a number" + (" " + " and ".join(bounds) if bounds else "")
+        raise InvalidValue(f"{name}: expected {wanted}, got {value!r}")
+    return float(value)
+
+
+def choice(name: str, value: object, allowed: Collection[str]) -> str:
+    """Return ``value`` if it is one of ``allowed``, or raise :class:`InvalidValue`."""
+    if not isinstance(value, str) or value not in allowed:
+        raise InvalidValue(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    return value
+
+
+def boolean(name: str, value: object) -> bool:
+    """Return ``value`` if it is a bool, or raise :class:`InvalidValue`."""
+    if not isinstance(value, bool):
+        raise InvalidValue(f"{name}: expected true or false, got {value!r}")
+    return value

@@ -1,0 +1,206 @@
+"""The command line: route ``sdunroll COMMAND [overrides]`` to a Hydra application, errors as one line.
+
+Nothing heavy is imported before a command runs, so that help is instant.
+"""
+
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+COMMANDS = {
+    "train": "train a network, with descent constraints or without, into a run directory",
+    "eval": "measure a trained network layer by layer, beside ISTA and FISTA",
+    "perturb": "disturb a trained network: layer noise, input noise, its start",
+}
+USAGE = "\n".join(
+    [
+        "sdunroll COMMAND [overrides]",
+        "",
+        "Train unrolled networks whose layers are constrained to descend, and measure them.",
+        "",
+        "Commands",
+        *(f"  {name:<9}{text}" for name, text in COMMANDS.items()),
+        "",
+        "Start with",
+        "  sdunroll train problem=lista constrained=true",
+        "  sdunroll COMMAND --help          what a command does, its overrides, examples",
+        "  sdunroll COMMAND --cfg job       the whole configuration",
+        "  sdunroll COMMAND -m key=a,b      a sweep",
+        '  eval "$(sdunroll -sc install=bash)"   shell completion',
+        "",
+        "SDUNROLL_TRACEBACK=1 shows the traceback of an error.",
+    ]
+)
+
+
+def main() -> int:
+    """Run the command line; returns the exit status: 0, 1 failed or refused, 2 no such command, 130."""
+    arguments = sys.argv[1:]
+    if _asks_for_completion(arguments):
+        arguments = _complete(arguments)
+        if not arguments:
+            return 0
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    if arguments[0] in ("-V", "--version"):
+        from sdunroll import __version__
+
+        print(__version__)
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        hint = _nearest(command, list(COMMANDS))
+        print(
+            f"sdunroll: expected a command ({', '.join(COMMANDS)}), got {command!r}{hint}; "
+            "see sdunroll --help",
+            file=sys.stderr,
+        )
+        return 2
+    return _run(command, rest)
+
+
+def config_folder() -> Path:
+    """The folder of the configs: in a wheel inside the package, in a checkout beside it."""
+    package = Path(__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    sys.argv = [f"sdunroll {command}", *arguments]
+    # spinning threads slow each other down 10 to 100 times when another process is busy
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    full_errors = bool(os.environ.get("SDUNROLL_TRACEBACK"))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to this function
+    sys.path.append(os.getcwd())  # a user's own network is found beside the user's own config
+    try:
+        _application(command)()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except BrokenPipeError:  # the reader of our output has left: `sdunroll ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if full_errors:
+            raise
+        if not getattr(error, "already_shown", False):
+            print(f"error: {one_line(error, command, arguments)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _application(command: str) -> Any:
+    """The Hydra application of a command."""
+    import hydra
+    from omegaconf import DictConfig, OmegaConf
+
+    def run_dir(resume: str | None, new: str) -> str:
+        """The directory of a resumed run, checked before Hydra makes it; else the new one."""
+        if resume is None:
+            return new
+        from sdunroll.runs import Run
+
+        return str(Run(resume).folder)
+
+    OmegaConf.register_new_resolver("sdunroll.run_dir", run_dir, replace=True)
+
+    def task(config: DictConfig) -> None:
+        module = importlib.import_module(f"sdunroll.commands.{command}")
+        try:
+            module.main(config)
+        except Exception as error:
+            _report_failure(error, command)
+            raise
+
+    return hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=command)(
+        task
+    )
+
+
+def _report_failure(error: Exception, command: str) -> None:
+    """Show a job's failure at once, also in the middle of a sweep, and log its traceback."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    logging.getLogger("sdunroll.traceback").error("failed", exc_info=error)
+    settings = HydraConfig.get()
+    job = ""
+    if settings.mode == RunMode.MULTIRUN:
+        job = f"job {settings.job.num} ({settings.job.override_dirname}): "
+    print(f"error: {job}{one_line(error, command, sys.argv[1:])}", file=sys.stderr)
+    error.already_shown = True  # type: ignore[attr-defined]
+
+
+def one_line(error: BaseException, command: str, arguments: list[str]) -> str:
+    """What an error says, on one line, with the nearest match for a mistyped key or choice."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from sdunroll.checks import UserError
+
+    for link in _causes(error):
+        if isinstance(link, UserError):
+            return str(link)
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        from sdunroll.suggest import explain
+
+        return explain(error, config_folder(), command, arguments)
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        return f"{text}; nothing else was changed"
+    return f"{type(error).__name__}: {text}; set SDUNROLL_TRACEBACK=1 to see where"
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    from difflib import get_close_matches
+
+    found = get_close_matches(word, known, n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def _asks_for_completion(arguments: list[str]) -> bool:
+    return bool(arguments) and arguments[0] in ("-sc", "--shell-completion")
+
+
+def _complete(arguments: list[str]) -> list[str]:
+    """Turn a completion request, which comes without a command, into one for a command.
+
+    Hydra's shell script calls the program with the line typed so far in COMP_LINE; the command is
+    taken out of that line. While the command itself is being typed, the commands are printed.
+    """
+    line = os.environ.get("COMP_LINE", "")
+    if not line:  # install or uninstall: the same script for every command
+        return ["train", *arguments]
+    program, *words = line.split(" ")
+    if len(words) <= 1:
+        typed = words[0] if words else ""
+        print(" ".join(name for name in COMMANDS if name.startswith(typed)))
+        return []
+    command = words[0]
+    if command not in COMMANDS:
+        return []
+    os.environ["COMP_LINE"] = " ".join([program, *words[1:]])
+    if "COMP_POINT" in os.environ:
+        point = int(os.environ["COMP_POINT"]) - len(command) - 1
+        os.environ["COMP_POINT"] = str(max(point, 0))
+    return [command, *arguments]
+
+
+def script() -> NoReturn:
+    """The console script."""
+    sys.exit(main())

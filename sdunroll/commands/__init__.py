@@ -1,0 +1,1 @@
+"""What the commands do: config -> objects -> library calls -> files."""

@@ -1,0 +1,130 @@
+"""From a config to objects: the only place where configs are read, with the commands themselves."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from sdunroll import checks
+from sdunroll.cache import Cache
+from sdunroll.constraints import DescentConstraint
+from sdunroll.data import Batch, Source, Split
+from sdunroll.networks import UnrolledNetwork
+from sdunroll.problems import Problem
+from sdunroll.randomness import generator
+from sdunroll.runs import Run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """The objects of a run, problem and network on the device."""
+
+    source: Source
+    problem: Problem
+    network: UnrolledNetwork
+    constraint: DescentConstraint
+    device: torch.device
+
+    def instances(self, split: Split) -> Batch:
+        """The problem's instances of a split, on the device."""
+        # solved on the CPU, so that the optima are the same wherever the network runs
+        return self.problem.cpu().instances(self.source.signals(split)).to(self.device)
+
+
+def instantiate(config: DictConfig, group: str, **arguments: Any) -> Any:
+    """Build the object of ``config[group]``, calling it with ``arguments`` if there are any.
+
+    Errors: :class:`checks.InvalidValue` that names the setting, for values it refuses.
+    """
+    import hydra.utils
+    from hydra.errors import InstantiationException
+
+    try:
+        built = hydra.utils.instantiate(config[group], _convert_="all")
+        return built(**arguments) if arguments else built
+    except checks.InvalidValue as error:
+        raise checks.InvalidValue(f"{group}.{error}") from error
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, checks.InvalidValue):
+            place = (
+                str(error).split("full_key: ")[-1].strip() if "full_key: " in str(error) else group
+            )
+            raise checks.InvalidValue(f"{place}.{cause}") from error
+        reason = " ".join(str(cause or error).split())
+        raise checks.UserError(
+            f"{group}: expected settings that make {config[group].get('_target_')}, got: {reason}"
+        ) from error
+
+
+def set_up_torch(config: DictConfig) -> torch.device:
+    """Set the number of threads and return the device that ``config`` asks for.
+
+    Errors: ``device=cuda`` where there is none.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(checks.integer("threads", config.threads))
+    name = checks.choice("device", config.device, ("auto", "cpu", "cuda"))
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise checks.InvalidValue(
+            "device: expected a CUDA device, found none that PyTorch can use; take device=cpu"
+        )
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def assemble(
+    config: DictConfig, device: torch.device, state: dict[str, Any] | None = None
+) -> Experiment:
+    """Build the objects of a run; with ``state``, a checkpoint, as they were then.
+
+    Args:
+        config: of ``sdunroll train``.
+    """
+    checks.integer("seed", config.seed, low=0)
+    cache = Cache(Cache.default_folder())
+    source = instantiate(config, "data")
+    constraint = instantiate(config, "constraint")
+    problem_state = None if state is None else state["problem"]
+    problem = instantiate(config, "problem", source=source, cache=cache, state=problem_state)
+    weights_rng = generator(config.seed, "weights")
+    network = instantiate(config, "network", problem=problem, generator=weights_rng)
+    constraint.layers(network.num_layers)  # refuses what does not fit
+    if state is not None:
+        network.load_state_dict(state["network"])
+    return Experiment(source, problem.to(device), network.to(device), constraint, device)
+
+
+def load_best(folder: str, device: torch.device) -> tuple[Run, Experiment]:
+    """The run in ``folder`` with the weights of its best epoch."""
+    run = Run(folder)
+    return run, assemble(run.config, device, run.load_checkpoint("best"))
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Log to ``path`` as well; an exception that passes leaves its traceback there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
+    logger = logging.getLogger()
+    logger.addHandler(handler)
+    try:
+        yield
+    except Exception as error:
+        failure = (type(error), error, error.__traceback__)
+        record = logger.makeRecord(
+            __name__, logging.ERROR, __file__, 0, "failed", (), exc_info=failure
+        )
+        handler.handle(record)  # to this file alone: the console shows one line
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,93 @@
+"""``sdunroll perturb``: disturb a trained network over a list of levels."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig
+
+from sdunroll import checks, metrics
+from sdunroll.commands.assemble import Experiment, instantiate, load_best, log_to, set_up_torch
+from sdunroll.data import Batch
+from sdunroll.perturbations import Perturbation
+from sdunroll.randomness import generator
+from sdunroll.report import figures, tables
+from sdunroll.runs import Run
+
+
+def main(config: DictConfig) -> None:
+    """Perturb the run in ``config.run`` and write ``perturb/NAME.json`` into it."""
+    checks.integer("seed", config.seed, low=0)
+    levels = _levels(config.levels)
+    disturbances = [instantiate(config, "perturbation", level=level) for level in levels]
+    device = set_up_torch(config)
+    run, experiment = load_best(config.run, device)
+    other = None if config.against is None else load_best(config.against, device)
+    with log_to(run.folder / "perturb" / "perturb.log"):
+        perturb = partial(_perturb, disturbances=disturbances, seed=config.seed)
+        result = {"perturbation": config.name, "label": _label(run), **perturb(experiment)}
+        if other is not None:
+            against, second = other
+            result["against"] = {
+                "run": str(against.folder), "label": _label(against), **perturb(second)
+            }  # fmt: skip
+        run.write_json(f"perturb/{config.name}.json", result)
+        figures.levels(result, run.folder / "perturb" / "figures" / f"{config.name}.png")
+    print(tables.level_table(result))
+    print(f"\n{run.folder / 'perturb'}")
+
+
+def _levels(given: Any) -> list[float]:
+    if not isinstance(given, ListConfig) or not len(given):
+        raise checks.InvalidValue(
+            f"levels: expected a list of numbers such as [0.5,1,2], got {given!r}"
+        )
+    return [checks.number("levels", level, low=0) for level in given]
+
+
+def _perturb(
+    experiment: Experiment, *, disturbances: list[Perturbation], seed: int
+) -> dict[str, Any]:
+    test = experiment.instances("test")
+    return {
+        "num_samples": len(test.obs),
+        "levels": [_row(experiment, test, disturbance, seed) for disturbance in disturbances],
+    }
+
+
+@torch.no_grad()
+def _row(
+    experiment: Experiment, test: Batch, disturbance: Perturbation, seed: int
+) -> dict[str, Any]:
+    """The figures at one level. The noise is drawn from the same seed at each level, so that levels
+    differ in size alone; a shifted observation has an optimum of its own."""
+    rng = generator(seed, "perturb/observation")
+    obs = disturbance.observe(test.obs.cpu(), rng, experiment.source.value_range)
+    data = test
+    if not torch.equal(obs, test.obs.cpu()):
+        optimum = experiment.problem.cpu().optimum(obs)
+        experiment.problem.to(experiment.device)
+        data = Batch(obs, optimum).to(experiment.device)
+    measured = metrics.evaluate(
+        experiment.network,
+        experiment.problem,
+        experiment.constraint,
+        data,
+        seed=seed,
+        perturbation=disturbance,
+    )
+    finals = torch.stack([measured.distance[-1], measured.objective_gap[-1], measured.l1_norm[-1]])
+    weights = metrics.bootstrap_weights(len(data.obs), seed=seed)
+    rows = metrics.summarise(finals.double(), weights @ finals.double().T)
+    names = ("final_distance", "objective_gap", "l1_norm")
+    return {
+        "level": disturbance.level,
+        **{name: row["mean"] for name, row in zip(names, rows, strict=True)},
+        "descent_frequency": (measured.after < measured.before).double().mean(1).tolist(),
+        "ci95": {name: row["ci95"] for name, row in zip(names, rows, strict=True)},
+    }
+
+
+def _label(run: Run) -> str:
+    """A run in few words, for a legend."""
+    return f"{'constrained' if run.config.constrained else 'standard'}, seed {run.config.seed}"

@@ -1,0 +1,203 @@
+"""``sdunroll train``: build the experiment, train it, write the run directory."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from sdunroll import metrics
+from sdunroll.checks import InvalidValue, UserError, boolean
+from sdunroll.commands.assemble import Experiment, assemble, instantiate, set_up_torch
+from sdunroll.runs import Run, collect_provenance, peak_memory_bytes
+from sdunroll.training import Epoch, Training
+
+log = logging.getLogger(__name__)
+
+RESUMABLE = ("training.stop_after", "device", "threads", "resume")  # what may change when going on
+
+
+def main(config: DictConfig) -> None:
+    """Train as ``config`` says, or go on with the run in ``config.resume``."""
+    began = time.monotonic()
+    if config.resume is None:
+        training, experiment, run = _begin(config)
+    else:
+        training, experiment, run = _go_on(config)
+    _train(training, experiment, run)
+    provenance = run.provenance
+    provenance["wall_seconds"] = (provenance["wall_seconds"] or 0.0) + time.monotonic() - began
+    provenance["peak_memory_bytes"] = peak_memory_bytes()
+    run.write_json("provenance.json", provenance)
+    if training.finished():
+        _summarise(training, experiment, run)
+    else:
+        print(
+            f"stopped after epoch {training.epochs_done}, as training.stop_after asks; "
+            f"go on with: sdunroll train resume={run.folder}"
+        )
+    print(run.folder)
+
+
+def _build(
+    config: DictConfig, device: torch.device, state: dict[str, Any] | None = None
+) -> tuple[Training, Experiment]:
+    settings = instantiate(config, "training")
+    dual = instantiate(config, "dual")
+    experiment = assemble(config, device, state)
+    training = Training(
+        settings,
+        network=experiment.network,
+        problem=experiment.problem,
+        constraint=experiment.constraint,
+        constrained=boolean("constrained", config.constrained),
+        dual=dual,
+        train=experiment.instances("train"),
+        val=experiment.instances("val"),
+        seed=config.seed,
+    )
+    if state is not None:
+        training.load_state_dict(state)
+    return training, experiment
+
+
+def _begin(config: DictConfig) -> tuple[Training, Experiment, Run]:
+    device = set_up_torch(config)
+    training, experiment = _build(config, device)
+    hydra_config = HydraConfig.get()
+    provenance = collect_provenance(
+        device=_device_name(device),
+        threads=torch.get_num_threads(),
+        seed=config.seed,
+        overrides=hydra_config.overrides.task,
+    )
+    resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    assert isinstance(resolved, DictConfig)
+    return (
+        training,
+        experiment,
+        Run.create(_short(hydra_config.runtime.output_dir), resolved, provenance),
+    )
+
+
+def _go_on(config: DictConfig) -> tuple[Training, Experiment, Run]:
+    run = Run(config.resume)
+    given = HydraConfig.get().overrides.task
+    refused = [item for item in given if item.split("=")[0].lstrip("+~") not in RESUMABLE]
+    if refused:
+        raise InvalidValue(
+            f"resume: a run goes on as it was configured; beside resume, expected only "
+            f"{', '.join(RESUMABLE[:-1])}, got {' '.join(refused)}; leave it out or start a new run"
+        )
+    stored = run.config.copy()
+    stored.training.stop_after = config.training.stop_after
+    device = set_up_torch(
+        OmegaConf.create(
+            {
+                name: config[name]
+                if any(item.startswith(f"{name}=") for item in given)
+                else stored[name]
+                for name in ("device", "threads")
+            }
+        )
+    )
+    state = run.load_checkpoint("last")
+    training, experiment = _build(stored, device, state)
+    if training.finished():
+        log.info("%s has finished its %d epochs", run.folder, training.epochs_done)
+    run.truncate_history(training.epochs_done)
+    return training, experiment, run
+
+
+def _train(training: Training, experiment: Experiment, run: Run) -> None:
+    """Train to the end, saving after each epoch."""
+    total = training.settings.epochs
+    with tqdm(
+        total=total, initial=training.epochs_done, unit="epoch", desc="train", disable=None
+    ) as bar:
+        for epoch in training.run():
+            _save(training, experiment, run, epoch)
+            worst = max(range(len(epoch.slack)), key=epoch.val_slack.__getitem__)
+            bar.set_postfix_str(
+                f"loss {epoch.train_loss:.4g}, worst slack {epoch.val_slack[worst]:+.3f} "
+                f"(layer {worst + 1})"
+            )
+            bar.update()
+
+
+def _save(training: Training, experiment: Experiment, run: Run, epoch: Epoch) -> None:
+    # history first: a row without its checkpoint is dropped on resume, the reverse would be a gap
+    run.append_history(_history_row(epoch))
+    weights = {
+        "network": training.network.state_dict(),
+        "problem": experiment.problem.state_dict(),
+        "epoch": epoch.epoch,
+    }
+    try:
+        if epoch.best:
+            run.save_checkpoint("best", weights)
+        run.save_checkpoint("last", training.state_dict() | {"problem": weights["problem"]})
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{run.folder}: the checkpoint of epoch {epoch.epoch} could not be written "
+            f"({' '.join(str(error).split())}); the one before is intact, make room and go on with: "
+            f"sdunroll train resume={run.folder}"
+        ) from error
+
+
+def _history_row(epoch: Epoch) -> dict[str, Any]:
+    numbered = enumerate(zip(epoch.slack, epoch.multipliers, strict=True), start=1)
+    pairs = list(numbered)
+    return {
+        "epoch": epoch.epoch,
+        "train_loss": epoch.train_loss,
+        "val_loss": epoch.val_loss,
+        "val_distance": epoch.val_distance,
+        **{f"slack_{layer}": slack for layer, (slack, _) in pairs},
+        **{f"multiplier_{layer}": multiplier for layer, (_, multiplier) in pairs},
+        "lr": epoch.lr,
+        "seconds": epoch.seconds,
+        "val_worst_slack": max(epoch.val_slack),
+        "feasible": int(epoch.feasible),
+        "best": int(epoch.best),
+    }
+
+
+def _summarise(training: Training, experiment: Experiment, run: Run) -> None:
+    """Write ``summary.json``: the best epoch on the test split."""
+    experiment.network.load_state_dict(run.load_checkpoint("best")["network"])
+    test = experiment.instances("test")
+    figures = metrics.evaluate(
+        experiment.network, experiment.problem, experiment.constraint, test, seed=run.config.seed
+    )
+    pairs = experiment.constraint.pairs(figures.before.double(), figures.after.double())
+    slack = experiment.constraint.slack_of(pairs.mean(-1)).tolist()
+    summary = {
+        "final_distance": float(figures.distance[-1].double().mean()),
+        "final_loss": float(figures.distance[-1].double().square().mean() / 2),
+        "slack": slack,
+        "feasible": all(value <= 0 for value in slack[experiment.constraint.first_layer - 1 :]),
+        "epochs": training.epochs_done,
+        "best_epoch": training.best_epoch,
+        "seconds": run.provenance["wall_seconds"],
+    }
+    run.write_json("summary.json", summary)
+    verdict = "every layer descends" if summary["feasible"] else "not every layer descends"
+    print(
+        f"test split: final distance {summary['final_distance']:.4f}, worst slack "
+        f"{max(slack):+.4f} (layer {slack.index(max(slack)) + 1}), {verdict} as demanded"
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _short(folder: str) -> Path:
+    """The path as a user would type it: relative where it is below the current directory."""
+    path = Path(folder)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

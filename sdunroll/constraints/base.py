@@ -1,0 +1,136 @@
+r"""Descent constraints: the mean of a measure must fall by a share epsilon at each layer.
+
+    E[m(y_l; x)] <= (1 - epsilon_l) E[m(y_{l-1}; x)],    l = first_layer .. L
+
+Reference: Hadou, NaderiAlizadeh, Ribeiro, "Robust Stochastically-Descending Unrolled Networks",
+https://arxiv.org/abs/2312.15788. Legend: L layers, K constraints, B instances.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sdunroll import checks
+from sdunroll.data import Batch
+from sdunroll.networks import Trajectory
+from sdunroll.problems import Problem
+
+Form = Literal["ratio", "difference", "mean_ratio"]
+
+
+class DescentConstraint(ABC):
+    r"""One constraint a layer on the descent of a measure m; satisfied iff the slack is <= 0.
+
+    The slack of layer l, with "before" the m of what the layer received and "after" of what it
+    returned, is by ``form``:
+
+    * ``ratio``: E[after] / E[before] - (1 - epsilon_l), free of scale, all layers weigh alike;
+    * ``difference``: E[after] - (1 - epsilon_l) E[before], the paper's;
+    * ``mean_ratio``: E[after / before] - (1 - epsilon_l), each instance weighs alike.
+
+    Args:
+        epsilon: required relative descent, one number or one a layer, 0 < epsilon < 1.
+        form: see above.
+        detach_previous: no gradient flows through "before", so that no layer can gain by spoiling
+            the input of the next.
+        first_layer: the first layer that is constrained; 1 is all.
+        margin: added to epsilon in training alone, so that constraints hold on unseen data too.
+
+    Errors: values outside what they may be.
+    """
+
+    def __init__(
+        self,
+        *,
+        epsilon: float | Sequence[float] = 0.1,
+        form: Form = "ratio",
+        detach_previous: bool = True,
+        first_layer: int = 1,
+        margin: float = 0.0,
+    ) -> None:
+        values = [epsilon] if not isinstance(epsilon, Sequence) else list(epsilon)
+        self.margin = checks.number("margin", margin, low=0, below=1)
+        self.epsilon = tuple(checks.number("epsilon", value, above=0, below=1) for value in values)
+        if max(self.epsilon, default=1) + self.margin >= 1:
+            raise checks.InvalidValue(
+                f"epsilon + margin: expected less than 1, got {epsilon} + {margin}"
+            )
+        self.form = checks.choice("form", form, ("ratio", "difference", "mean_ratio"))
+        self.detach_previous = checks.boolean("detach_previous", detach_previous)
+        self.first_layer = checks.integer("first_layer", first_layer)
+
+    @abstractmethod
+    def measure(self, problem: Problem, y: Tensor, batch: Batch) -> Tensor:
+        """m(y; x) >= 0, (..., B) for y (..., B, n)."""
+
+    def layers(self, num_layers: int) -> range:
+        """The constrained layers, first_layer .. L.
+
+        Errors: no such layer, or a number of epsilons that is neither 1 nor L.
+        """
+        if self.first_layer > num_layers:
+            raise checks.InvalidValue(
+                f"first_layer: expected at most the number of layers, {num_layers}, "
+                f"got {self.first_layer}"
+            )
+        if len(self.epsilon) not in (1, num_layers):
+            raise checks.InvalidValue(
+                f"epsilon: expected one number or one for each of the {num_layers} layers, "
+                f"got {len(self.epsilon)} numbers"
+            )
+        return range(self.first_layer, num_layers + 1)
+
+    def moments(self, problem: Problem, path: Trajectory, batch: Batch) -> Tensor:
+        """The batch means from which :meth:`slack_of` makes the slack, (2, L); see :meth:`pairs`."""
+        before, after = self.measures(problem, path, batch)
+        return self.pairs(before.detach() if self.detach_previous else before, after).mean(-1)
+
+    def pairs(self, before: Tensor, after: Tensor) -> Tensor:
+        """What the slack averages over the instances, (2, L, B), from measures (L, B).
+
+        "before" and "after" themselves; for ``mean_ratio`` 1 and after / before.
+        """
+        if self.form == "mean_ratio":
+            after = after / before.clamp_min(torch.finfo(before.dtype).tiny)
+            before = torch.ones_like(after)
+        return torch.stack([before, after])
+
+    def measures(self, problem: Problem, path: Trajectory, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The measure of what each layer received and of what it returned, (L, B) both."""
+        if path.received is None:
+            measured = self.measure(problem, path.states, batch)  # (L + 1, B)
+            return measured[:-1], measured[1:]
+        return (
+            self.measure(problem, path.inputs, batch),
+            self.measure(problem, path.outputs, batch),
+        )
+
+    def slack_of(self, moments: Tensor, *, margin: float = 0.0) -> Tensor:
+        """The slack of every layer, constrained or not, (..., L), from mean pairs (2, ..., L).
+
+        0 / 0, a layer that stays at a measure of 0, counts as descent.
+        """
+        before, after = moments
+        keep = 1 - margin - before.new_tensor(self.epsilon)  # (1,) or (L,)
+        if self.form == "difference":
+            return after - keep * before
+        return after / before.clamp_min(torch.finfo(before.dtype).tiny) - keep
+
+    def slack_terms(self, pairs: Tensor, moments: Tensor) -> Tensor:
+        """Each instance's part in the slack, (L, B), whose mean is the slack; for its spread."""
+        before, after = pairs
+        keep = 1 - before.new_tensor(self.epsilon)[:, None]  # (1, 1) or (L, 1)
+        terms = after - keep * before
+        if self.form == "difference":
+            return terms
+        return terms / moments[0][:, None].clamp_min(torch.finfo(before.dtype).tiny)
+
+    def slack(
+        self, problem: Problem, path: Trajectory, batch: Batch, *, margin: float = 0.0
+    ) -> Tensor:
+        """The slack of the constrained layers, (K,); satisfied iff <= 0."""
+        every = self.slack_of(self.moments(problem, path, batch), margin=margin)
+        return every[self.layers(len(every)).start - 1 :]

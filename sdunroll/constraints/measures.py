@@ -1,0 +1,45 @@
+"""The measures whose descent can be demanded."""
+
+import torch
+from torch import Tensor
+
+from sdunroll.constraints.base import DescentConstraint
+from sdunroll.data import Batch
+from sdunroll.problems import Problem
+
+
+def norm(y: Tensor, batch_dims: int) -> Tensor:
+    """The 2-norm over all but the first ``batch_dims`` dimensions."""
+    return torch.linalg.vector_norm(y.flatten(batch_dims), dim=-1)
+
+
+def distance(y: Tensor, target: Tensor) -> Tensor:
+    """||y - y*||_2, (..., B), for y (..., B, n) and y* (B, n).
+
+    Errors: shapes that would only fit by broadcasting.
+    """
+    if y.shape[-target.ndim :] != target.shape:
+        raise ValueError(f"distance: expected y (..., {tuple(target.shape)}), got {tuple(y.shape)}")
+    return norm(y - target, y.ndim - target.ndim + 1)
+
+
+class Distance(DescentConstraint):
+    """m(y; x) = ||y - y*||_2, the distance to the target."""
+
+    def measure(self, problem: Problem, y: Tensor, batch: Batch) -> Tensor:
+        return distance(y, batch.target)
+
+
+class GradientNorm(DescentConstraint):
+    """m(y; x) = ||grad f(y; x)||_2, which needs no targets."""
+
+    def measure(self, problem: Problem, y: Tensor, batch: Batch) -> Tensor:
+        return norm(problem.gradient(y, batch.obs), y.ndim - batch.target.ndim + 1)
+
+
+class ObjectiveGap(DescentConstraint):
+    """m(y; x) = f(y; x) - f(y*; x)."""
+
+    def measure(self, problem: Problem, y: Tensor, batch: Batch) -> Tensor:
+        best = problem.objective(batch.target, batch.obs)  # (B,)
+        return problem.objective(y, batch.obs) - best

@@ -1,0 +1,25 @@
+"""What a data source is: signals in three disjoint splits."""
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from torch import Tensor
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class Source(ABC):
+    """Signals from which a problem makes its instances.
+
+    Attributes:
+        value_range: bounds of every entry (perturbed signals are clamped to them), None if unbounded.
+        dictionary: (m, n) the dictionary that made the signals, None if none did.
+    """
+
+    value_range: tuple[float, float] | None = None
+    dictionary: Tensor | None = None
+
+    @abstractmethod
+    def signals(self, split: Split) -> Tensor:
+        """The signals of a split, (N, C, H, W) or (N, m), float32 on the CPU; the same at each call."""

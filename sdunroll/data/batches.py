@@ -1,0 +1,48 @@
+"""Problem instances with their targets, and the loader that shuffles them into batches."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdunroll import checks
+
+
+class Batch(NamedTuple):
+    """Problem instances.
+
+    Attributes:
+        obs: x, (B, m) or (B, C, H, W).
+        target: y*, (B, n) or (B, C, H, W).
+    """
+
+    obs: Tensor
+    target: Tensor
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on ``device``."""
+        return Batch(self.obs.to(device), self.target.to(device))
+
+
+class Loader:
+    """Walks over a data set in batches, in a new random order each time; the last may be smaller.
+
+    Args:
+        data: all instances; they stay on their device.
+        batch_size: B.
+        generator: of the order, on the CPU; its state is the loader's whole state.
+    """
+
+    def __init__(self, data: Batch, *, batch_size: int, generator: torch.Generator) -> None:
+        self.data = data
+        self.batch_size = checks.integer("batch_size", batch_size)
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return -(-len(self.data.obs) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = torch.randperm(len(self.data.obs), generator=self.generator)
+        for index in order.to(self.data.obs.device).split(self.batch_size):
+            yield Batch(self.data.obs[index], self.data.target[index])

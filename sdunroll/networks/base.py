@@ -1,0 +1,82 @@
+"""What an unrolled network is: layers that each refine an estimate.
+
+Legend: L layers, B instances; y_0 is the start, y_l the estimate after layer l.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdunroll import checks
+
+Perturb = Callable[[int, Tensor], Tensor]
+"""(l, y_l) -> the perturbed y_l that the next layer receives; l = 0 is the start, L is never asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """The estimates of one pass, all in one unit.
+
+    Attributes:
+        states: y_0 .. y_L, (L + 1, B, ...), each as its layer returned it.
+        received: what each layer received, (L, B, ...); None if that was y_0 .. y_{L-1} unperturbed.
+    """
+
+    states: Tensor
+    received: Tensor | None = None
+
+    @property
+    def inputs(self) -> Tensor:
+        """What each layer received, after any perturbation, (L, B, ...)."""
+        return self.states[:-1] if self.received is None else self.received
+
+    @property
+    def outputs(self) -> Tensor:
+        """What each layer returned, before any perturbation, (L, B, ...)."""
+        return self.states[1:]
+
+
+class UnrolledNetwork(nn.Module, ABC):
+    """L layers, each one iteration of an unrolled algorithm.
+
+    A network in a config is a callable ``(problem, generator) -> UnrolledNetwork``, where
+    ``generator`` draws the weights at the start.
+
+    Args:
+        num_layers: L.
+    """
+
+    def __init__(self, *, num_layers: int) -> None:
+        super().__init__()
+        self.num_layers = checks.integer("num_layers", num_layers)
+
+    @abstractmethod
+    def initial(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """y_0, (B, ...)."""
+
+    @abstractmethod
+    def layer(self, index: int, y: Tensor, shared: Any) -> Tensor:
+        """y_l from y_{l-1}, for index l = 1 .. L; ``shared`` is what :meth:`precompute` returned."""
+
+    def precompute(self, obs: Tensor) -> Any:
+        """What all layers need of the observation; the observation itself by default."""
+        return obs
+
+    def forward(
+        self, obs: Tensor, *, generator: torch.Generator, perturb: Perturb | None = None
+    ) -> Trajectory:
+        """Run all layers on x, (B, ...); ``perturb`` acts on y_0 .. y_{L-1} before the next layer."""
+        shared = self.precompute(obs)
+        y = self.initial(obs, generator)
+        states, received = [y], []
+        for index in range(1, self.num_layers + 1):
+            if perturb is not None:
+                y = perturb(index - 1, y)
+                received.append(y)
+            y = self.layer(index, y, shared)
+            states.append(y)
+        return Trajectory(torch.stack(states), torch.stack(received) if received else None)

@@ -1,0 +1,106 @@
+r"""LISTA: the unrolled iterative soft-thresholding algorithm.
+
+    y_l = soft(W1_l y_{l-1} + W2_l x, theta_l),    l = 1 .. L
+
+Reference: Gregor & LeCun, "Learning Fast Approximations of Sparse Coding", ICML 2010,
+https://icml.cc/Conferences/2010/papers/449.pdf. Legend: B instances, m features, n atoms, L layers.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from sdunroll import checks
+from sdunroll.networks.base import UnrolledNetwork
+from sdunroll.problems import SparseCoding
+
+
+class _SoftThreshold(torch.autograd.Function):
+    """soft(v, theta) for v (B, n), theta (n,); keeps its output alone for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, v: Tensor, theta: Tensor) -> Tensor:
+        out = v - v.clamp(-theta, theta)
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        (out,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        sign = out.sign()
+        signed = grad * sign  # (B, n)
+        return signed * sign, -signed.sum(0)
+
+
+class Lista(UnrolledNetwork):
+    """LISTA with untied weights W1 (L, n, n), W2 (L, n, m) and thresholds theta (L, n) > 0.
+
+    The thresholds are kept positive as exponentials. All W2_l x are one matrix product.
+
+    Args:
+        problem: gives D and alpha.
+        generator: draws the weights of ``init="random"``.
+        num_layers: L.
+        init: "ista" makes every layer one step of ISTA: W1 = I - D^T D / Lip, W2 = D^T / Lip,
+            theta = alpha / Lip with Lip = ||D||_2^2. "random" draws W1 and W2 from
+            N(0, 1 / (100 n)) and N(0, 1 / (100 m)), with the same theta.
+        start: y_0 ~ N(0, start_std^2 I) ("random") or 0 ("zero").
+        start_std: standard deviation of the entries of a random y_0.
+    """
+
+    def __init__(
+        self,
+        problem: SparseCoding,
+        generator: torch.Generator,
+        *,
+        num_layers: int = 10,
+        init: Literal["ista", "random"] = "ista",
+        start: Literal["random", "zero"] = "random",
+        start_std: float = 0.1,
+    ) -> None:
+        super().__init__(num_layers=num_layers)
+        if not isinstance(problem, SparseCoding):
+            raise checks.InvalidValue(
+                f"network: LISTA unrolls sparse coding, got the problem {type(problem).__name__}; "
+                "take another network or problem=lista"
+            )
+        checks.choice("init", init, ("ista", "random"))
+        self.start = checks.choice("start", start, ("random", "zero"))
+        self.start_std = checks.number("start_std", start_std, above=0)
+        dictionary = problem.dictionary.double()
+        features, atoms = dictionary.shape
+        if init == "ista":
+            w1 = torch.eye(atoms) - (dictionary.T @ dictionary / problem.lipschitz).float()
+            w1 = w1.repeat(num_layers, 1, 1)
+            w2 = (dictionary.T / problem.lipschitz).float().repeat(num_layers, 1, 1)
+        else:
+            w1 = torch.randn(num_layers, atoms, atoms, generator=generator) / math.sqrt(100 * atoms)
+            w2 = torch.randn(num_layers, atoms, features, generator=generator)
+            w2 = w2 / math.sqrt(100 * features)
+        log_theta = torch.full((num_layers, atoms), float(problem.alpha) / problem.lipschitz)
+        # a parameter a layer, so that no gradient is copied into a stack; W2 is one for its one GEMM
+        self.w1 = nn.ParameterList(w1.unbind())
+        self.w2 = nn.Parameter(w2)
+        self.log_theta = nn.ParameterList(log_theta.unbind())
+
+    def initial(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """y_0, (B, n)."""
+        shape = (len(obs), self.w2.shape[1])
+        if self.start == "zero":
+            return obs.new_zeros(shape)
+        noise = torch.randn(shape, generator=generator, device=obs.device, dtype=obs.dtype)
+        return self.start_std * noise
+
+    def precompute(self, obs: Tensor) -> tuple[Tensor, ...]:
+        """W2_l x for all layers by one matrix product, L times (B, n)."""
+        drive = obs @ self.w2.flatten(0, 1).T  # (B, L n)
+        return drive.view(len(obs), self.num_layers, -1).unbind(1)
+
+    def layer(self, index: int, y: Tensor, shared: tuple[Tensor, ...]) -> Tensor:
+        """y_l, (B, n)."""
+        v = torch.addmm(shared[index - 1], y, self.w1[index - 1].T)
+        return _SoftThreshold.apply(v, self.log_theta[index - 1].abs())

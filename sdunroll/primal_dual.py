@@ -1,0 +1,185 @@
+r"""Primal-dual training: the Lagrangian step on the weights and the dual step on the multipliers.
+
+    min over the weights of E[loss]  subject to  slack_k <= 0, k = 1 .. K
+    Lagrangian = E[loss] + sum_k lambda_k slack_k,  lambda_k >= 0
+
+K = 0 is ordinary training. Reference: Hadou, NaderiAlizadeh, Ribeiro, "Robust Stochastically-Descending
+Unrolled Networks", algorithm 1, https://arxiv.org/abs/2312.15788.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sdunroll import checks
+
+
+class NotFinite(checks.UserError, FloatingPointError):
+    """A value that is not finite, found before any weight was changed."""
+
+
+class DualUpdate(ABC):
+    """How the multipliers answer to the slack.
+
+    Args:
+        every: when the dual step is taken, with the slack of that "epoch" or "batch".
+        smoothing: the slack is first averaged as s' <- smoothing s' + (1 - smoothing) s, 0 for none.
+    """
+
+    def __init__(self, *, every: Literal["epoch", "batch"], smoothing: float) -> None:
+        self.every = checks.choice("every", every, ("epoch", "batch"))
+        self.smoothing = checks.number("smoothing", smoothing, low=0, below=1)
+
+    @abstractmethod
+    def step(self, state: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
+        """The new state and the new multipliers, (K,) each, from the old state, 0 at the start."""
+
+
+class Ascent(DualUpdate):
+    """Projected dual ascent, the paper's: lambda <- [lambda + rate * slack]_+.
+
+    Args:
+        rate: the dual step.
+    """
+
+    def __init__(
+        self, *, rate: float, every: Literal["epoch", "batch"] = "epoch", smoothing: float = 0.0
+    ) -> None:
+        super().__init__(every=every, smoothing=smoothing)
+        self.rate = checks.number("rate", rate, above=0)
+
+    def step(self, state: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
+        multipliers = (state + self.rate * slack).clamp_min(0)
+        return multipliers, multipliers
+
+
+class ProportionalIntegral(DualUpdate):
+    """I <- [I + k_i slack]_+, lambda <- [I + k_p slack]_+.
+
+    The proportional part damps the oscillation of dual ascent. Reference: Sohrabi et al., "On PI
+    controllers for updating Lagrange multipliers in constrained optimization",
+    https://arxiv.org/abs/2406.04558.
+
+    Args:
+        k_i, k_p: gains of the integral and of the proportional part.
+    """
+
+    def __init__(
+        self,
+        *,
+        k_i: float,
+        k_p: float,
+        every: Literal["epoch", "batch"] = "epoch",
+        smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(every=every, smoothing=smoothing)
+        self.k_i = checks.number("k_i", k_i, above=0)
+        self.k_p = checks.number("k_p", k_p, low=0)
+
+    def step(self, state: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
+        integral = (state + self.k_i * slack).clamp_min(0)
+        return integral, (integral + self.k_p * slack).clamp_min(0)
+
+
+class PrimalDual:
+    """Multipliers, the optimizer of the weights and the dual update.
+
+    Args:
+        parameters: the weights, with their names (``network.named_parameters()``).
+        optimizer: of the same weights.
+        dual: how the multipliers are updated.
+        num_constraints: K.
+        clip_norm: the gradient of the Lagrangian is scaled down to this norm; None leaves it.
+    """
+
+    def __init__(
+        self,
+        *,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        optimizer: torch.optim.Optimizer,
+        dual: DualUpdate,
+        num_constraints: int,
+        clip_norm: float | None = None,
+    ) -> None:
+        self.parameters = dict(parameters)
+        self.optimizer = optimizer
+        self.dual = dual
+        count = checks.integer("num_constraints", num_constraints, low=0)
+        self.clip_norm = math.inf
+        if clip_norm is not None:
+            self.clip_norm = checks.number("clip_norm", clip_norm, above=0)
+        device = next(iter(self.parameters.values())).device
+        self.multipliers = torch.zeros(count, dtype=torch.float64, device=device)
+        self.dual_state = torch.zeros_like(self.multipliers)
+        self.smoothed: Tensor | None = None
+
+    def primal_step(self, loss: Tensor, slack: Tensor) -> Tensor:
+        """One optimizer step on loss + lambda^T slack; returns that Lagrangian, detached.
+
+        Args:
+            loss: scalar. slack: (K,), both with their graphs.
+
+        Errors: ``ValueError`` for shapes other than these; :class:`NotFinite` before the update.
+        """
+        if loss.ndim != 0 or slack.shape != self.multipliers.shape:
+            raise ValueError(
+                f"primal_step: expected a scalar loss and a slack {tuple(self.multipliers.shape)}, "
+                f"got {tuple(loss.shape)} and {tuple(slack.shape)}"
+            )
+        lagrangian = loss + (self.multipliers.to(slack.dtype) * slack).sum()
+        if not torch.isfinite(lagrangian):
+            raise NotFinite(f"the Lagrangian is {lagrangian.item()}")
+        self.optimizer.zero_grad(set_to_none=True)
+        lagrangian.backward()
+        self._clip()
+        self.optimizer.step()
+        return lagrangian.detach()
+
+    def _clip(self) -> None:
+        gradients = {
+            name: weight.grad for name, weight in self.parameters.items() if weight.grad is not None
+        }
+        norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+        total = float(torch.linalg.vector_norm(norms))
+        if not math.isfinite(total):
+            name = next(name for name, grad in gradients.items() if not grad.isfinite().all())
+            raise NotFinite(f"the gradient of {name} is not finite")
+        if total > self.clip_norm:
+            torch._foreach_mul_(list(gradients.values()), self.clip_norm / total)
+
+    @torch.no_grad()
+    def dual_step(self, slack: Tensor) -> None:
+        """Update the multipliers from a slack (K,)."""
+        slack = slack.to(self.multipliers)
+        if slack.shape != self.multipliers.shape:
+            raise ValueError(
+                f"dual_step: expected a slack {tuple(self.multipliers.shape)}, "
+                f"got {tuple(slack.shape)}"
+            )
+        if not slack.isfinite().all():
+            raise NotFinite(f"the slack is {slack.tolist()}")
+        if self.smoothed is not None:
+            slack = self.dual.smoothing * self.smoothed + (1 - self.dual.smoothing) * slack
+        self.smoothed = slack
+        self.dual_state, self.multipliers = self.dual.step(self.dual_state, slack)
+
+    def state_dict(self) -> dict:
+        """All that the next step depends on, but for the weights."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "multipliers": self.multipliers,
+            "dual_state": self.dual_state,
+            "smoothed": self.smoothed,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.multipliers = state["multipliers"].to(self.multipliers)
+        self.dual_state = state["dual_state"].to(self.dual_state)
+        smoothed = state["smoothed"]
+        self.smoothed = None if smoothed is None else smoothed.to(self.multipliers)

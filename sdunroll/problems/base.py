@@ -1,0 +1,51 @@
+"""What a problem is: an objective with its gradient and its optimum.
+
+Legend: B instances, m features, n unknowns; ``...`` stands for leading dimensions such as the layers.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from sdunroll.data import Batch
+
+
+class Problem(nn.Module, ABC):
+    """A family of problems min_y f(y; x); a module, so that its buffers move and are saved.
+
+    A problem in a config is a callable ``(source, cache, state) -> Problem``, where ``state`` is a
+    state dict to restore (None when the problem is made for the first time).
+    """
+
+    @abstractmethod
+    def instances(self, signals: Tensor) -> Batch:
+        """Instances made of ``signals``, (B, C, H, W) or (B, m), with their targets."""
+
+    @abstractmethod
+    def objective(self, y: Tensor, obs: Tensor) -> Tensor:
+        """f(y; x), (..., B) for y (..., B, n) and x (B, m)."""
+
+    @abstractmethod
+    def gradient(self, y: Tensor, obs: Tensor) -> Tensor:
+        """grad f(y; x) in closed form, (..., B, n); exactly 0 at the optimum."""
+
+    @abstractmethod
+    def optimum(self, obs: Tensor) -> Tensor:
+        """y*, (B, n)."""
+
+    @abstractmethod
+    def step_length(self, y: Tensor, obs: Tensor) -> Tensor:
+        """Length of one classical step from y, (..., B): the natural unit of a perturbation of y."""
+
+    @abstractmethod
+    def baselines(self, obs: Tensor) -> dict[str, Iterator[Tensor]]:
+        """Classical solvers by name: their iterates y_0, y_1, ..., (B, n) each, without end."""
+
+    def certificate(self, y: Tensor, obs: Tensor) -> Tensor | None:
+        """Upper bound of (f(y) - f(y*)) / f(y), (B,), in float64; None where there is none."""
+        return None
+
+    def reconstruct(self, y: Tensor) -> Tensor:
+        """The signal that y stands for, in the shape of an observation; y itself by default."""
+        return y

@@ -1,0 +1,168 @@
+"""Pictures of saved results, as PNG; legible in grey."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from sdunroll.cache import write_atomically
+
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 150,
+}
+PANELS = (
+    ("distance", "distance to the optimum"),
+    ("objective_gap", "objective gap"),
+    ("gradient_norm", "gradient norm"),
+)
+MEASURED = {
+    "Distance": "distance",
+    "GradientNorm": "gradient_norm",
+    "ObjectiveGap": "objective_gap",
+}
+
+
+@contextmanager
+def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure in the house style that is saved to ``path`` in the end, whole or not at all."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height))  # no pyplot, no global state
+        yield figure
+        write_atomically(path, lambda target: figure.savefig(target, format="png"))
+
+
+def per_layer(metrics: dict[str, Any], folder: Path) -> None:
+    """Distance, objective gap and gradient norm over the layers, ``per_layer.png``.
+
+    Log axis; the band is one standard deviation over the instances; the dashed line falls from y_0 as
+    the constraint demands; marks at the right are classical solvers after as many iterations.
+    """
+    layers = [row["layer"] for row in metrics["layers"]]
+    with _figure(folder / "per_layer.png", 10, 3.2) as figure:
+        for axes, (name, title) in zip(figure.subplots(1, 3), PANELS, strict=True):
+            mean = np.array([row[name]["mean"] for row in metrics["layers"]])
+            std = np.array([row[name]["std"] for row in metrics["layers"]])
+            axes.set_yscale("log")
+            axes.plot(layers, mean, "-o", ms=3, color="C0", label="network, mean")
+            floor = max(mean.min() / 10, np.finfo(float).tiny)
+            axes.fill_between(
+                layers, np.maximum(mean - std, floor), mean + std, color="C0", alpha=0.2, lw=0
+            )
+            if name == MEASURED.get(metrics["measure"]):
+                keep = 1 - np.broadcast_to(metrics["epsilon"], len(layers) - 1)
+                demanded = mean[0] * np.concatenate([[1.0], np.cumprod(keep)])
+                axes.plot(layers, demanded, "k--", lw=1, label="demanded, from $y_0$")
+            for marker, (solver, row) in zip("sD", metrics["baselines"].items(), strict=False):
+                axes.plot(
+                    [layers[-1]], [row[name]["mean"]], marker, color="C1", ms=5, mec="k", mew=0.5,
+                    label=f"{solver.upper()}, {row['iterations']} iterations",
+                )  # fmt: skip
+            axes.set(title=title, xlabel="layer")
+            axes.legend(fontsize=7)
+
+
+def training(history: Sequence[dict[str, float]], folder: Path) -> None:
+    """Multipliers and slacks over the epochs, a line a layer, ``training.png``."""
+    if not history:
+        return
+    epochs = [row["epoch"] for row in history]
+    layers = [int(name.split("_")[1]) for name in history[0] if name.startswith("slack_")]
+    colors = matplotlib.colormaps["viridis"]
+    with _figure(folder / "training.png", 10, 3.4) as figure:
+        panels = figure.subplots(1, 3)
+        panels[0].plot(epochs, [row["train_loss"] for row in history], label="training")
+        panels[0].plot(epochs, [row["val_loss"] for row in history], "--", label="validation")
+        panels[0].set(title="loss", yscale="log", xlabel="epoch")
+        panels[0].legend(fontsize=7)
+        for axes, name in zip(panels[1:], ("multiplier", "slack"), strict=True):
+            for layer in layers:
+                color = colors((layer - 1) / max(len(layers) - 1, 1) * 0.9)
+                values = [row[f"{name}_{layer}"] for row in history]
+                axes.plot(epochs, values, lw=1, color=color, label=f"{layer}")
+            axes.set(title=f"{name}s, a line a layer", xlabel="epoch")
+        panels[2].axhline(0, color="k", ls="--", lw=1)
+        panels[2].set_yscale("symlog", linthresh=0.1)
+        panels[2].legend(fontsize=6, title="layer", title_fontsize=6, ncols=2)
+
+
+def l1_histograms(l1_norm: np.ndarray, target: np.ndarray, folder: Path) -> None:
+    """Histograms of ||y_l||_1 beside the optimum's, ``l1_histograms.png``.
+
+    Args:
+        l1_norm: (L + 1, N). target: (N,).
+    """
+    last = len(l1_norm) - 1
+    shown = sorted({0, 1, *range(3, last, 2), last})
+    columns = 4
+    rows = -(-len(shown) // columns)
+    edges = np.linspace(0, 1.05 * max(np.quantile(l1_norm, 0.995), target.max()), 41)
+    with _figure(folder / "l1_histograms.png", 10, 2.1 * rows) as figure:
+        for place, layer in enumerate(shown):
+            axes = figure.add_subplot(rows, columns, place + 1)
+            axes.hist(np.clip(target, 0, edges[-1]), edges, color="0.75", label="$y^*$")
+            axes.hist(
+                np.clip(l1_norm[layer], 0, edges[-1]), edges, histtype="step", color="C0", lw=1.3,
+                label=f"$y_{{{layer}}}$",
+            )  # fmt: skip
+            axes.set_xlabel(r"$\ell_1$ norm")
+            axes.legend(fontsize=8)
+
+
+def images(
+    columns: Sequence[tuple[str, np.ndarray]], path: Path, *, value_range: tuple[float, float]
+) -> None:
+    """A row an instance, a column a stage.
+
+    Args:
+        columns: title and pictures (N, H, W) or (N, H, W, 3). value_range: black and white.
+    """
+    count = len(columns[0][1])
+    with _figure(path, 1.0 * len(columns) + 0.2, 1.0 * count + 0.4) as figure:
+        grid = figure.subplots(count, len(columns), squeeze=False)
+        low, high = value_range
+        for column, (title, pictures) in enumerate(columns):
+            grid[0, column].set_title(title, fontsize=8)
+            for row, picture in enumerate(pictures):
+                shown = np.clip(picture, low, high)
+                grid[row, column].imshow(shown, cmap="gray", vmin=low, vmax=high)
+                grid[row, column].axis("off")
+
+
+def levels(result: dict[str, Any], path: Path) -> None:
+    """Final distance and descent over the levels of a perturbation, for one run or two."""
+    runs = [(result["label"], "C0", "-o", result["levels"])]
+    if other := result.get("against"):
+        runs.append((other["label"], "C1", "--s", other["levels"]))
+    with _figure(path, 9, 3.4) as figure:
+        left, right = figure.subplots(1, 2)
+        for label, color, line, rows in runs:
+            _plot_levels(left, rows, color, line, label, lambda row: row["final_distance"])
+            bounds = np.array([row["ci95"]["final_distance"] for row in rows])
+            places = range(len(rows))
+            left.fill_between(places, bounds[:, 0], bounds[:, 1], color=color, alpha=0.25, lw=0)
+            _plot_levels(right, rows, color, line, label, lambda row: min(row["descent_frequency"]))
+        left.set(title="distance to the optimum after the last layer", yscale="log")
+        right.set(title="share of instances that descend, worst layer", ylim=(-0.02, 1.02))
+        for axes in (left, right):
+            axes.set_xlabel(f"level of {result['perturbation'].replace('_', ' ')}")
+            axes.legend(fontsize=8)
+
+
+def _plot_levels(
+    axes: Any, rows: Sequence[dict[str, Any]], color: str, line: str, label: str,
+    value: Callable[[dict[str, Any]], float],
+) -> None:  # fmt: skip
+    """One curve; the levels stand at equal distances, since they span decades and start at 0."""
+    places = range(len(rows))
+    axes.plot(places, [value(row) for row in rows], line, color=color, ms=4, label=label)
+    axes.set_xticks(places, [f"{row['level']:g}" for row in rows])

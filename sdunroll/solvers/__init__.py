@@ -1,0 +1,18 @@
+"""Classical algorithms: ISTA, FISTA, the certified LASSO optimum, dictionary learning."""
+
+from sdunroll.solvers.dictionary_learning import DictionaryLearning
+from sdunroll.solvers.lasso import Admm, LassoSolution, NotConverged, duality_gap, solve_lasso
+from sdunroll.solvers.proximal import fista, ista, lipschitz, soft_threshold
+
+__all__ = [
+    "Admm",
+    "DictionaryLearning",
+    "LassoSolution",
+    "NotConverged",
+    "duality_gap",
+    "fista",
+    "ista",
+    "lipschitz",
+    "soft_threshold",
+    "solve_lasso",
+]

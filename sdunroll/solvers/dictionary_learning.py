@@ -1,0 +1,92 @@
+r"""Online dictionary learning.
+
+    min over D, codes of mean 1/2 ||x - D y||^2 + alpha ||y||_1   with ||d_j||_2 = 1
+
+Reference: Mairal, Bach, Ponce, Sapiro, "Online Dictionary Learning for Sparse Coding", ICML 2009,
+https://doi.org/10.1145/1553374.1553463. Legend: N signals, B a batch, m features, n atoms.
+"""
+
+import torch
+from torch import Tensor
+
+from sdunroll import checks
+from sdunroll.randomness import generator
+from sdunroll.solvers.lasso import Admm
+
+
+class DictionaryLearning:
+    """Learns a dictionary from signals; the settings, to be called with the data.
+
+    The atoms start as Gaussian noise: atoms that start as pictures all share the mean brightness,
+    which makes ||D||_2 about three times as large and every proximal method slower.
+
+    Args:
+        alpha: weight of the l1 norm while learning.
+        passes: how often each signal is seen.
+        batch_size: B.
+        code_iterations: ADMM iterations for the codes of a batch.
+        seed: of the atoms at the start and of the order.
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float,
+        passes: int = 5,
+        batch_size: int = 512,
+        code_iterations: int = 50,
+        seed: int = 0,
+    ) -> None:
+        self.alpha = checks.number("alpha", alpha, above=0)
+        self.passes = checks.integer("passes", passes)
+        self.batch_size = checks.integer("batch_size", batch_size)
+        self.code_iterations = checks.integer("code_iterations", code_iterations)
+        self.seed = checks.integer("seed", seed, low=0)
+
+    @torch.no_grad()
+    def __call__(self, signals: Tensor, num_atoms: int) -> Tensor:
+        """The dictionary (m, n) with unit columns, on the device and in the dtype of ``signals`` (N, m)."""
+        rng = generator(self.seed, "dictionary_learning")
+        gaussian = torch.randn(signals.shape[1], num_atoms, generator=rng).to(signals)
+        dictionary = torch.nn.functional.normalize(gaussian, dim=0)
+        gram = signals.new_zeros(num_atoms, num_atoms)  # sum of y y^T, older batches fading
+        cross = signals.new_zeros(signals.shape[1], num_atoms)  # sum of x y^T, likewise
+        seen = 0
+        for _ in range(self.passes):
+            order = torch.randperm(len(signals), generator=rng).to(signals.device)
+            for index in order.split(self.batch_size):
+                batch = signals[index]
+                codes = self._codes(dictionary, batch)
+                seen += 1
+                fade = (1 - 1 / seen) ** 2  # early batches were coded with a poor dictionary
+                gram.mul_(fade).addmm_(codes.T, codes)
+                cross.mul_(fade).addmm_(batch.T, codes)
+                _update_atoms(dictionary, gram, cross, batch, rng)
+        return dictionary
+
+    def _codes(self, dictionary: Tensor, batch: Tensor) -> Tensor:
+        solver = Admm(dictionary, batch, self.alpha)
+        for _ in range(self.code_iterations):
+            solver.step()
+        return solver.z
+
+
+def _update_atoms(
+    dictionary: Tensor, gram: Tensor, cross: Tensor, batch: Tensor, rng: torch.Generator
+) -> None:
+    """One pass of block coordinate descent over the columns of ``dictionary``, in place.
+
+    An atom that no code uses is replaced by a signal of the batch, drawn at random.
+    """
+    atoms = dictionary.T.contiguous()  # (n, m): rows are contiguous
+    targets = cross.T.contiguous()
+    used = gram.diagonal() > 1e-10 * gram.diagonal().amax()
+    for j, is_used in enumerate(used.tolist()):
+        if is_used:
+            atom = atoms[j] + (targets[j] - gram[j] @ atoms) / gram[j, j]
+        else:
+            atom = batch[int(torch.randint(len(batch), (), generator=rng))]
+        norm = atom.norm()
+        if norm > 0:
+            atoms[j] = atom / norm
+    dictionary.copy_(atoms.T)

@@ -1,0 +1,61 @@
+r"""ISTA and FISTA for the LASSO, batched.
+
+    f(y; x) = 1/2 ||x - D y||^2 + alpha ||y||_1
+
+Legend: B problems, m features, n atoms.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+def soft_threshold(v: Tensor, threshold: Tensor | float) -> Tensor:
+    """The proximal operator of threshold * ||.||_1: sign(v) max(|v| - threshold, 0)."""
+    return torch.sign(v) * (v.abs() - threshold).clamp_min(0)
+
+
+def lipschitz(dictionary: Tensor) -> float:
+    """||D||_2^2, the Lipschitz constant of the gradient of 1/2 ||x - D y||^2, computed in float64."""
+    return float(torch.linalg.matrix_norm(dictionary.double(), 2) ** 2)
+
+
+def ista(dictionary: Tensor, obs: Tensor, alpha: float, *, start: Tensor) -> Iterator[Tensor]:
+    """The iterates y_0, y_1, ... of the iterative soft-thresholding algorithm, (B, n) each, endless.
+
+    y <- soft(y - D^T (D y - x) / Lip, alpha / Lip). Reference: Daubechies, Defrise, De Mol, "An
+    iterative thresholding algorithm for linear inverse problems with a sparsity constraint",
+    https://arxiv.org/abs/math/0307152.
+
+    Args:
+        dictionary: D, (m, n). obs: x, (B, m). start: y_0, (B, n).
+    """
+    step = 1 / lipschitz(dictionary)
+    y = start
+    while True:
+        yield y
+        gradient = (y @ dictionary.T - obs) @ dictionary
+        y = soft_threshold(y - step * gradient, step * alpha)
+
+
+def fista(dictionary: Tensor, obs: Tensor, alpha: float, *, start: Tensor) -> Iterator[Tensor]:
+    """The iterates y_0, y_1, ... of FISTA, (B, n) each, endless.
+
+    Reference: Beck & Teboulle, "A Fast Iterative Shrinkage-Thresholding Algorithm for Linear Inverse
+    Problems", https://doi.org/10.1137/080716542.
+
+    Args:
+        dictionary: D, (m, n). obs: x, (B, m). start: y_0, (B, n).
+    """
+    step = 1 / lipschitz(dictionary)
+    y = point = start  # point: where the gradient is taken, extrapolated from the last two iterates
+    t = 1.0
+    while True:
+        yield y
+        gradient = (point @ dictionary.T - obs) @ dictionary
+        y_next = soft_threshold(point - step * gradient, step * alpha)
+        t_next = (1 + math.sqrt(1 + 4 * t * t)) / 2
+        point = torch.lerp(y, y_next, 1 + (t - 1) / t_next)
+        y, t = y_next, t_next

@@ -1,0 +1,86 @@
+"""What a refused override most likely meant."""
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+
+def explain(error: Exception, configs: Path, command: str, arguments: list[str]) -> str:
+    """One line for an error of Hydra or OmegaConf: what came, what was expected, what to do."""
+    text = " ".join(str(error).split())
+    if key := re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", text):
+        return _unknown_key(
+            _overridden(next(filter(None, key.groups())), arguments), configs, command
+        )
+    if choice := re.search(r"(?:Could not find|In '[^']*': Could not find) '([^']+)'", text):
+        return _unknown_choice(choice.group(1), configs)
+    if missing := re.search(r"Missing mandatory value: (\S+)", text):
+        name = missing.group(1)
+        return (
+            f"{name}: expected a value, got none; give {name}=... (see sdunroll {command} --help)"
+        )
+    if match := re.search(r"(?:parsing override|Error parsing) '([^']+)'", text):
+        return (
+            f"override {match.group(1)!r}: expected key=value, got something else; quote it for the "
+            "shell if it holds spaces, brackets or commas"
+        )
+    return f"{text} (see sdunroll {command} --help)"
+
+
+def _overridden(key: str, arguments: list[str]) -> str:
+    """The full dotted key that was typed; OmegaConf names its last part alone."""
+    typed = [argument.split("=")[0].lstrip("+~") for argument in arguments if "=" in argument]
+    return next((name for name in typed if name == key or name.endswith(f".{key}")), key)
+
+
+def _unknown_key(key: str, configs: Path, command: str) -> str:
+    known = _known_keys(configs, command)
+    near = get_close_matches(key, known, n=1, cutoff=0.5)
+    if not near:  # a right name in the wrong place: epsilon for constraint.epsilon
+        last = key.split(".")[-1]
+        near = [name for name in known if name.split(".")[-1] == last][:1]
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{key}: no such key{hint} (sdunroll {command} --cfg job shows all keys)"
+
+
+def _unknown_choice(choice: str, configs: Path) -> str:
+    group, _, name = choice.rpartition("/")
+    folder = configs / group
+    options = sorted(path.stem for path in folder.glob("*.yaml")) if folder.is_dir() else []
+    if not options:
+        return f"{choice}: no such config; see --help for the groups"
+    near = get_close_matches(name, options, n=1)
+    hint = f"; did you mean {group}={near[0]}?" if near else ""
+    return f"{group}: expected one of {', '.join(options)}, got {name!r}{hint}"
+
+
+def _known_keys(configs: Path, command: str) -> list[str]:
+    """Every dotted key of the command's configuration, with every choice of every group."""
+    keys: dict[str, None] = {}
+    main = OmegaConf.load(configs / f"{command}.yaml")
+    assert isinstance(main, DictConfig)
+    defaults = main.pop("defaults")
+    main.pop("hydra", None)
+    _flatten(main, "", keys)
+    for entry in defaults:
+        group = next(iter(entry)) if isinstance(entry, DictConfig) else ""
+        if not group or str(group).startswith("override"):
+            continue
+        for path in sorted((configs / str(group)).glob("*.yaml")):
+            text = path.read_text(encoding="utf-8")
+            config = OmegaConf.create(text)
+            assert isinstance(config, DictConfig)
+            config.pop("defaults", None)
+            keys[str(group)] = None
+            _flatten(config, "" if "@package _global_" in text else f"{group}.", keys)
+    return list(keys)
+
+
+def _flatten(config: DictConfig, prefix: str, keys: dict[str, None]) -> None:
+    for name in config:
+        keys[f"{prefix}{name}"] = None
+        value = config._get_node(name)
+        if isinstance(value, DictConfig):
+            _flatten(value, f"{prefix}{name}.", keys)
