@@ -43,15 +43,12 @@ def number(
         )
         if math.isfinite(bound)
     ]
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, Real)
-        or not math.isfinite(value)
-        or not (above < value < below and low <= value <= high)
-    ):
+    real = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    # written so that nan fails
+    if not (math.isfinite(real) and above < real < below and low <= real <= high):
         wanted = "a number" + (" " + " and ".join(bounds) if bounds else "")
         raise InvalidValue(f"{name}: expected {wanted}, got {value!r}")
-    return float(value)
+    return real
 
 
 def choice(name: str, value: object, allowed: Collection[str]) -> str:

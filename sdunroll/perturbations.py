@@ -3,7 +3,6 @@
 Legend: L layers, B instances, n unknowns.
 """
 
-from abc import ABC
 from typing import Literal
 
 import torch
@@ -14,8 +13,8 @@ from sdunroll.networks import Perturb
 from sdunroll.problems import Problem
 
 
-class Perturbation(ABC):
-    """A disturbance of a given level; level 0 disturbs nothing. By default, nothing is disturbed.
+class Perturbation:
+    """A disturbance of a given level >= 0; the base disturbs nothing.
 
     A perturbation in a config is a callable ``level -> Perturbation``.
     """
@@ -86,9 +85,9 @@ class InputNoise(Perturbation):
 
 
 class InitialScale(Perturbation):
-    """y_0 scaled by 1 + level: a start farther off than those trained on."""
+    """y_0 scaled by the level: a start farther off (or nearer) than those trained on."""
 
     def between_layers(
         self, problem: Problem, obs: Tensor, generator: torch.Generator
     ) -> Perturb | None:
-        return lambda index, y: y * (1 + self.level) if index == 0 else y
+        return lambda index, y: self.level * y if index == 0 else y

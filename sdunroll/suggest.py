@@ -65,21 +65,21 @@ def _known_keys(configs: Path, command: str) -> list[str]:
     main.pop("hydra", None)
     _flatten(main, "", keys)
     for entry in defaults:
-        group = next(iter(entry)) if isinstance(entry, DictConfig) else ""
-        if not group or str(group).startswith("override"):
+        group = str(next(iter(entry))) if isinstance(entry, DictConfig) else "override"
+        if group.startswith("override"):
             continue
-        for path in sorted((configs / str(group)).glob("*.yaml")):
+        for path in sorted((configs / group).glob("*.yaml")):
             text = path.read_text(encoding="utf-8")
             config = OmegaConf.create(text)
             assert isinstance(config, DictConfig)
             config.pop("defaults", None)
-            keys[str(group)] = None
+            keys[group] = None
             _flatten(config, "" if "@package _global_" in text else f"{group}.", keys)
     return list(keys)
 
 
 def _flatten(config: DictConfig, prefix: str, keys: dict[str, None]) -> None:
-    for name in config:
+    for name in map(str, config):
         keys[f"{prefix}{name}"] = None
         value = config._get_node(name)
         if isinstance(value, DictConfig):

@@ -37,9 +37,10 @@ class _SoftThreshold(torch.autograd.Function):
 
 
 class Lista(UnrolledNetwork):
-    """LISTA with untied weights W1 (L, n, n), W2 (L, n, m) and thresholds theta (L, n) > 0.
+    """LISTA with untied weights W1 (L, n, n), W2 (L, n, m) and thresholds theta (L, n) >= 0.
 
-    The thresholds are kept positive as exponentials. All W2_l x are one matrix product.
+    The thresholds are absolute values of free weights: never negative, never without a gradient.
+    All W2_l x are one matrix product.
 
     Args:
         problem: gives D and alpha.
@@ -81,11 +82,11 @@ class Lista(UnrolledNetwork):
             w1 = torch.randn(num_layers, atoms, atoms, generator=generator) / math.sqrt(100 * atoms)
             w2 = torch.randn(num_layers, atoms, features, generator=generator)
             w2 = w2 / math.sqrt(100 * features)
-        log_theta = torch.full((num_layers, atoms), float(problem.alpha) / problem.lipschitz)
+        theta = torch.full((num_layers, atoms), float(problem.alpha) / problem.lipschitz)
         # a parameter a layer, so that no gradient is copied into a stack; W2 is one for its one GEMM
         self.w1 = nn.ParameterList(w1.unbind())
         self.w2 = nn.Parameter(w2)
-        self.log_theta = nn.ParameterList(log_theta.unbind())
+        self.theta = nn.ParameterList(theta.unbind())
 
     def initial(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """y_0, (B, n)."""
@@ -103,4 +104,4 @@ class Lista(UnrolledNetwork):
     def layer(self, index: int, y: Tensor, shared: tuple[Tensor, ...]) -> Tensor:
         """y_l, (B, n)."""
         v = torch.addmm(shared[index - 1], y, self.w1[index - 1].T)
-        return _SoftThreshold.apply(v, self.log_theta[index - 1].abs())
+        return _SoftThreshold.apply(v, self.theta[index - 1].abs())

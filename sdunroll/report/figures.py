@@ -8,10 +8,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator
 
 from sdunroll.cache import write_atomically
 
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -41,6 +42,13 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
         write_atomically(path, lambda target: figure.savefig(target, format="png"))
 
 
+def _log_axis(axes: Any) -> None:
+    """A log axis with plain numbers, also between the decades where few are in view."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.7)))
+
+
 def per_layer(metrics: dict[str, Any], folder: Path) -> None:
     """Distance, objective gap and gradient norm over the layers, ``per_layer.png``.
 
@@ -52,7 +60,8 @@ def per_layer(metrics: dict[str, Any], folder: Path) -> None:
         for axes, (name, title) in zip(figure.subplots(1, 3), PANELS, strict=True):
             mean = np.array([row[name]["mean"] for row in metrics["layers"]])
             std = np.array([row[name]["std"] for row in metrics["layers"]])
-            axes.set_yscale("log")
+            _log_axis(axes)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.plot(layers, mean, "-o", ms=3, color="C0", label="network, mean")
             floor = max(mean.min() / 10, np.finfo(float).tiny)
             axes.fill_between(
@@ -82,7 +91,8 @@ def training(history: Sequence[dict[str, float]], folder: Path) -> None:
         panels = figure.subplots(1, 3)
         panels[0].plot(epochs, [row["train_loss"] for row in history], label="training")
         panels[0].plot(epochs, [row["val_loss"] for row in history], "--", label="validation")
-        panels[0].set(title="loss", yscale="log", xlabel="epoch")
+        panels[0].set(title="loss", xlabel="epoch")
+        _log_axis(panels[0])
         panels[0].legend(fontsize=7)
         for axes, name in zip(panels[1:], ("multiplier", "slack"), strict=True):
             for layer in layers:
@@ -105,7 +115,7 @@ def l1_histograms(l1_norm: np.ndarray, target: np.ndarray, folder: Path) -> None
     shown = sorted({0, 1, *range(3, last, 2), last})
     columns = 4
     rows = -(-len(shown) // columns)
-    edges = np.linspace(0, 1.05 * max(np.quantile(l1_norm, 0.995), target.max()), 41)
+    edges = np.linspace(0, 1.05 * max(np.quantile(l1_norm, 0.995), target.max()), 41).tolist()
     with _figure(folder / "l1_histograms.png", 10, 2.1 * rows) as figure:
         for place, layer in enumerate(shown):
             axes = figure.add_subplot(rows, columns, place + 1)
@@ -151,7 +161,8 @@ def levels(result: dict[str, Any], path: Path) -> None:
             places = range(len(rows))
             left.fill_between(places, bounds[:, 0], bounds[:, 1], color=color, alpha=0.25, lw=0)
             _plot_levels(right, rows, color, line, label, lambda row: min(row["descent_frequency"]))
-        left.set(title="distance to the optimum after the last layer", yscale="log")
+        left.set(title="distance to the optimum after the last layer")
+        _log_axis(left)
         right.set(title="share of instances that descend, worst layer", ylim=(-0.02, 1.02))
         for axes in (left, right):
             axes.set_xlabel(f"level of {result['perturbation'].replace('_', ' ')}")

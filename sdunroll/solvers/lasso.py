@@ -52,7 +52,7 @@ def duality_gap(dictionary: Tensor, obs: Tensor, codes: Tensor, alpha: float) ->
     correlation = (residual @ dictionary).abs().amax(1)
     scale = (alpha / correlation.clamp_min(alpha))[:, None]
     dual = (obs.square().sum(1) - (obs - scale * residual).square().sum(1)) / 2
-    return torch.where(primal > 0, (primal - dual) / primal, 0.0)
+    return torch.where(primal == 0, 0.0, (primal - dual) / primal)  # nan stays nan
 
 
 class Admm:

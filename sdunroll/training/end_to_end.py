@@ -67,6 +67,7 @@ class EndToEnd:
         batch_size: B.
         lr: primal step at the start.
         schedule: "cosine" decays the step to 0 over all updates, "constant" does not.
+        warmup: the share of all updates over which the step first grows from 0.
         optimizer: ``(parameters, lr=) -> Optimizer``.
         noise: ``level -> Perturbation`` between the layers in training; see ``noise_level``.
         noise_level: its level; 0 for none.
@@ -85,6 +86,7 @@ class EndToEnd:
         optimizer: OptimizerFactory,
         noise: Callable[[float], Perturbation],
         noise_level: float = 0.0,
+        warmup: float = 0.0,
         clip_norm: float | None = None,
         patience: int | None = None,
         stop_after: int | None = None,
@@ -93,6 +95,7 @@ class EndToEnd:
         self.batch_size = checks.integer("batch_size", batch_size)
         self.lr = checks.number("lr", lr, above=0)
         self.schedule = checks.choice("schedule", schedule, ("cosine", "constant"))
+        self.warmup = checks.number("warmup", warmup, low=0, below=1)
         self.optimizer = optimizer
         self.noise = noise(checks.number("noise_level", noise_level, low=0))
         self.clip_norm = clip_norm
@@ -101,9 +104,8 @@ class EndToEnd:
 
     def lr_at(self, share: float) -> float:
         """The primal step after a share (0 .. 1) of all updates."""
-        if self.schedule == "constant":
-            return self.lr
-        return self.lr * (1 + math.cos(math.pi * share)) / 2
+        lr = self.lr * min(1.0, share / self.warmup) if self.warmup else self.lr
+        return lr * (1 + math.cos(math.pi * share)) / 2 if self.schedule == "cosine" else lr
 
 
 class Training:
@@ -139,9 +141,8 @@ class Training:
         self.val = val
         self.seed = seed
         layers = constraint.layers(network.num_layers)
-        self.constrained = slice(layers.start - 1, network.num_layers if constrained else 0)
-        if not constrained:
-            self.constrained = slice(0, 0)
+        # the constrained layers' places in a slack (L,); none for standard training, K = 0
+        self.constrained = slice(layers.start - 1, network.num_layers) if constrained else slice(0)
         self.primal_dual = PrimalDual(
             parameters=network.named_parameters(),
             optimizer=settings.optimizer(network.parameters(), lr=settings.lr),
@@ -201,7 +202,8 @@ class Training:
 
     def _train_epoch(self) -> tuple[float, Tensor, float]:
         """Mean loss, mean moments (2, L) and last lr of one pass over the training split."""
-        total_loss, total_moments, lr = 0.0, torch.zeros((), dtype=torch.float64), 0.0
+        total_loss = total_moments = torch.zeros((), dtype=torch.float64)
+        lr = 0.0
         updates = len(self.loader) * self.settings.epochs
         for step, batch in enumerate(self.loader):
             lr = self.settings.lr_at((self.epochs_done * len(self.loader) + step) / updates)

@@ -1,0 +1,95 @@
+"""Shared fixtures: a small problem, its batch, and the command line in a folder of its own."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+import torch
+
+from sdunroll import cli
+from sdunroll.data import Batch
+from sdunroll.problems import SparseCoding
+from sdunroll.randomness import generator
+
+TINY = [
+    "data.size=6",
+    "data.num_train=96",
+    "data.num_val=32",
+    "data.num_test=48",
+    "problem.learner.passes=1",
+    "network.num_layers=3",
+    "training.epochs=2",
+    "training.batch_size=32",
+]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _two_threads() -> None:
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDUNROLL_CACHE", str(tmp_path / "cache"))
+
+
+def make_problem(
+    features: int = 12, atoms: int = 16, alpha: float = 0.1, dtype: torch.dtype = torch.float64
+) -> SparseCoding:
+    rng = generator(7, "dictionary")
+    dictionary = torch.randn(features, atoms, generator=rng, dtype=dtype)
+    return SparseCoding(dictionary / dictionary.norm(dim=0), alpha=alpha)
+
+
+def make_batch(problem: SparseCoding, count: int = 20, seed: int = 3) -> Batch:
+    rng = generator(seed, "obs")
+    features = problem.dictionary.shape[0]
+    return problem.instances(
+        torch.randn(count, features, generator=rng, dtype=problem.dictionary.dtype)
+    )
+
+
+@pytest.fixture(scope="session")
+def problem() -> SparseCoding:
+    return make_problem()
+
+
+@pytest.fixture(scope="session")
+def batch(problem: SparseCoding) -> Batch:
+    return make_batch(problem)
+
+
+class Outcome(NamedTuple):
+    """What a call of the command line came to."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def run(self) -> Path:
+        """The run directory: the last line that `train` prints."""
+        return Path(self.out.strip().splitlines()[-1])
+
+
+@pytest.fixture
+def sdunroll(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., Outcome]:
+    """Call the command line in ``tmp_path / "work"``, in this process."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def call(*arguments: str) -> Outcome:
+        monkeypatch.setattr("sys.argv", ["sdunroll", *arguments])
+        monkeypatch.setattr("sys.path", list(__import__("sys").path))
+        capfd.readouterr()
+        status = cli.main()
+        return Outcome(status, *capfd.readouterr())
+
+    return call

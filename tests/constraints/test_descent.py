@@ -1,0 +1,147 @@
+import pytest
+import torch
+
+from sdunroll.checks import InvalidValue
+from sdunroll.constraints import Distance, GradientNorm, ObjectiveGap, distance
+from sdunroll.data import Batch
+from sdunroll.networks import Trajectory
+from tests.conftest import make_batch, make_problem
+
+BEFORE = torch.tensor([[4.0, 2.0], [3.0, 1.0]])  # (L, B)
+AFTER = torch.tensor([[3.0, 1.0], [1.5, 0.5]])
+
+
+def slack_of(constraint, before=BEFORE, after=AFTER):
+    return constraint.slack_of(constraint.pairs(before, after).mean(-1))
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("ratio", [2 / 3 - 0.9, 1 / 2 - 0.9]),
+        ("difference", [2 - 0.9 * 3, 1 - 0.9 * 2]),
+        ("mean_ratio", [(3 / 4 + 1 / 2) / 2 - 0.9, 1 / 2 - 0.9]),
+    ],
+)
+def test_forms_by_hand(form, expected):
+    assert torch.allclose(slack_of(Distance(epsilon=0.1, form=form)), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("form", ["ratio", "difference", "mean_ratio"])
+def test_terms_average_to_the_slack(form):
+    constraint = Distance(epsilon=[0.1, 0.3], form=form)
+    pairs = constraint.pairs(BEFORE, AFTER)
+    terms = constraint.slack_terms(pairs, pairs.mean(-1))
+    assert torch.allclose(terms.mean(1), slack_of(constraint))
+
+
+def test_epsilon_by_layer_and_margin():
+    constraint = Distance(epsilon=[0.1, 0.3])
+    moments = constraint.pairs(BEFORE, AFTER).mean(-1)
+    assert torch.allclose(constraint.slack_of(moments), torch.tensor([2 / 3 - 0.9, 1 / 2 - 0.7]))
+    with_margin = constraint.slack_of(moments, margin=0.05)
+    assert torch.allclose(with_margin, torch.tensor([2 / 3 - 0.85, 1 / 2 - 0.65]))
+
+
+def test_staying_at_zero_counts_as_descent_and_leaving_it_does_not():
+    constraint = Distance(epsilon=0.1)
+    before = torch.zeros(2, 2)
+    after = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
+    stays, leaves = slack_of(constraint, before, after)
+    assert stays <= 0
+    assert leaves > 0
+
+
+def path_of(problem, layers=3, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    atoms = problem.dictionary.shape[1]
+    states = torch.randn(layers + 1, 20, atoms, generator=rng, dtype=torch.float64)
+    return Trajectory(states.requires_grad_())
+
+
+@pytest.mark.parametrize(
+    ("kind", "by_hand"),
+    [
+        (Distance, lambda p, y, b: (y - b.target).square().sum(-1).sqrt()),
+        (GradientNorm, lambda p, y, b: p.gradient(y, b.obs).square().sum(-1).sqrt()),
+        (ObjectiveGap, lambda p, y, b: p.objective(y, b.obs) - p.objective(b.target, b.obs)),
+    ],
+)
+def test_measures_by_hand(kind, by_hand):
+    problem = make_problem()
+    batch = make_batch(problem)
+    path = path_of(problem)
+    measured = kind().measure(problem, path.states, batch)
+    expected = torch.stack([by_hand(problem, y, batch) for y in path.states])
+    assert measured.shape == (4, 20)
+    assert torch.allclose(measured, expected)
+    at_optimum = kind().measure(problem, batch.target, batch)
+    assert at_optimum.abs().max() < 1e-8
+
+
+def test_slack_is_of_the_constrained_layers():
+    problem = make_problem()
+    batch = make_batch(problem)
+    path = path_of(problem)
+    every = Distance().slack(problem, path, batch)
+    but_the_first = Distance(first_layer=2).slack(problem, path, batch)
+    assert every.shape == (3,)
+    assert torch.equal(but_the_first, every[1:])
+
+
+def test_a_perturbed_path_is_measured_from_what_each_layer_received():
+    problem = make_problem()
+    batch = make_batch(problem)
+    clean = path_of(problem)
+    received = clean.states[:-1] + 1
+    constraint = Distance()
+    before, after = constraint.measures(problem, Trajectory(clean.states, received), batch)
+    assert torch.allclose(before, distance(received, batch.target))
+    assert torch.allclose(after, distance(clean.states[1:], batch.target))
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_detached_no_layer_gains_by_spoiling_its_input(detach):
+    """With the input detached, the last constraint sends no gradient to the states before."""
+    problem = make_problem()
+    batch = make_batch(problem)
+    path = path_of(problem)
+    constraint = Distance(detach_previous=detach)
+    constraint.slack(problem, path, batch)[2].backward()
+    reached = path.states.grad.abs().sum((1, 2)) > 0
+    assert reached.tolist() == [False, False, not detach, True]
+
+
+def test_distance_refuses_what_would_only_broadcast():
+    target = torch.zeros(4, 6)
+    assert distance(torch.ones(3, 4, 6), target).shape == (3, 4)
+    with pytest.raises(ValueError, match="distance: expected y"):
+        distance(torch.ones(6), target)
+    with pytest.raises(ValueError, match="distance: expected y"):
+        distance(torch.ones(4, 1), target)
+
+
+def test_distance_of_images():
+    y, target = torch.ones(2, 5, 3, 4, 4), torch.zeros(5, 3, 4, 4)
+    assert torch.allclose(distance(y, target), torch.full((2, 5), 48.0).sqrt())
+
+
+@pytest.mark.parametrize("epsilon", [0, 1, -0.1, 2, "much", [0.1, 1.5], []])
+def test_refuses_epsilon(epsilon):
+    with pytest.raises(InvalidValue, match="epsilon"):
+        Distance(epsilon=epsilon)
+
+
+def test_refuses_what_does_not_fit_the_network():
+    assert Distance(epsilon=[0.1] * 3).layers(3) == range(1, 4)
+    with pytest.raises(InvalidValue, match="one for each of the 4 layers, got 3"):
+        Distance(epsilon=[0.1] * 3).layers(4)
+    with pytest.raises(InvalidValue, match="first_layer: expected at most"):
+        Distance(first_layer=5).layers(4)
+    with pytest.raises(InvalidValue, match=r"epsilon \+ margin"):
+        Distance(epsilon=0.6, margin=0.5)
+
+
+def test_batch_moves_together():
+    batch = Batch(torch.zeros(2), torch.ones(2)).to("cpu")
+    assert torch.equal(batch.target, torch.ones(2))

@@ -1,0 +1,96 @@
+import numpy as np
+import pytest
+import torch
+
+from sdunroll.checks import InvalidValue
+from sdunroll.data import SPLITS, Photos, photos
+
+SMALL = {"num_train": 300, "num_val": 200, "num_test": 200}
+
+
+def numbered_pictures(color):
+    """Pictures in which every pixel has a value of its own."""
+    shapes = {"one": (60, 400, 1), "two": (50, 333, 1)}
+    start, pictures = 1, {}
+    for name, shape in shapes.items():
+        count = int(np.prod(shape))
+        pictures[name] = np.arange(start, start + count, dtype=np.float64).reshape(shape)
+        start += count
+    return pictures
+
+
+def test_no_pixel_is_in_two_splits(monkeypatch):
+    monkeypatch.setattr(photos, "load_pictures", numbered_pictures)
+    monkeypatch.setattr(photos, "HALF_UP_TO", 0)  # means over pixels are checked below
+    seen = {}
+    for split in SPLITS:
+        seen[split] = set(Photos(**SMALL).signals(split).unique().tolist())
+    assert not seen["train"] & seen["val"]
+    assert not seen["train"] & seen["test"]
+    assert not seen["val"] & seen["test"]
+    assert min(map(len, seen.values())) > 1000
+
+
+@pytest.mark.parametrize("changed", SPLITS)
+def test_a_pixel_decides_its_own_split_alone(monkeypatch, changed):
+    """Also through the half-resolution copies: new pixels in one band change that split only."""
+    plain = {split: Photos(**SMALL).signals(split) for split in SPLITS}
+    load = photos.load_pictures
+
+    def altered(color):
+        pictures = load(color)
+        for picture in pictures.values():
+            photos.band(picture, changed)[:] = 1 - photos.band(picture, changed)
+        return pictures
+
+    monkeypatch.setattr(photos, "load_pictures", altered)
+    for split in SPLITS:
+        same = torch.equal(Photos(**SMALL).signals(split), plain[split])
+        assert same == (split != changed)
+
+
+def test_bands_cover_the_picture():
+    picture = np.arange(101.0)[None, :, None]
+    joined = np.concatenate([photos.band(picture, split) for split in SPLITS], axis=1)
+    assert np.array_equal(joined, picture)
+
+
+def test_halved_is_the_mean_of_blocks():
+    picture = np.arange(15.0).reshape(3, 5, 1)
+    assert np.array_equal(photos.halved(picture)[..., 0], [[3.0, 5.0]])
+
+
+def test_crops_are_real_crops_and_not_flat():
+    crops = Photos(**SMALL).signals("test")
+    assert crops.shape == (200, 1, 16, 16)
+    assert crops.dtype == torch.float32
+    assert 0 <= crops.min() < crops.max() <= 1
+    assert crops.flatten(1).std(1, unbiased=False).min() >= photos.FLAT
+
+
+def test_flat_areas_are_left_out():
+    flat_beside_noise = np.concatenate([np.zeros((20, 60, 1)), np.eye(20)[..., None]], axis=1)
+    crops = photos.random_crops([flat_beside_noise], 8, 50, torch.Generator().manual_seed(0))
+    assert crops.std((1, 2, 3)).min() >= photos.FLAT
+
+
+def test_same_seed_same_crops_other_seed_others():
+    assert torch.equal(Photos(**SMALL).signals("val"), Photos(**SMALL).signals("val"))
+    assert not torch.equal(Photos(**SMALL).signals("val"), Photos(**SMALL, seed=1).signals("val"))
+
+
+def test_color():
+    crops = Photos(**SMALL, color=True, size=32).signals("val")
+    assert crops.shape == (200, 3, 32, 32)
+    assert not torch.equal(crops[:, 0], crops[:, 1])
+
+
+def test_refuses_crops_larger_than_a_band():
+    with pytest.raises(InvalidValue, match="have no room for crops of 200"):
+        Photos(size=200).signals("val")
+
+
+@pytest.mark.parametrize("setting", [{"num_train": 0}, {"size": 1}, {"seed": -1}, {"color": "no"}])
+def test_refuses(setting):
+    with pytest.raises(InvalidValue, match=next(iter(setting))):
+        Photos(**setting)

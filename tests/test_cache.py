@@ -1,0 +1,166 @@
+import logging
+import multiprocessing
+import os
+import zipfile
+
+import pytest
+import torch
+
+from sdunroll import cache as caching
+from sdunroll.cache import Cache, digest, load_checked, write_atomically
+from sdunroll.checks import UserError
+
+KEY = {"what": "numbers", "seed": 1}
+
+
+def make():
+    return {"numbers": torch.arange(1000.0)}
+
+
+def entry_of(folder):
+    (path,) = folder.glob("*.pt")
+    return path
+
+
+class Counter:
+    """Computes the numbers and counts how often."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        return make()
+
+
+def test_computes_once_a_key(tmp_path):
+    compute = Counter()
+    for _ in range(3):
+        assert torch.equal(Cache(tmp_path).tensors(KEY, compute)["numbers"], make()["numbers"])
+    assert compute.calls == 1
+    Cache(tmp_path).tensors({**KEY, "seed": 2}, compute)
+    assert compute.calls == 2
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-700])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip(path):
+    """Flip one bit inside the tensor's own bytes."""
+    with zipfile.ZipFile(path) as archive:
+        (record,) = (info for info in archive.infolist() if info.filename.endswith("data/0"))
+    data = bytearray(path.read_bytes())
+    data[record.header_offset + 2000] ^= 1
+    path.write_bytes(data)
+
+
+def replace(path):
+    torch.save({"key": "another", "tensors": make()}, path)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, flip, replace])
+def test_a_damaged_entry_is_noticed_and_rebuilt(tmp_path, damage, caplog):
+    compute = Counter()
+    Cache(tmp_path).tensors(KEY, compute)
+    damage(entry_of(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        found = Cache(tmp_path).tensors(KEY, compute)
+    assert compute.calls == 2
+    assert torch.equal(found["numbers"], make()["numbers"])
+    assert "is rebuilt" in caplog.text
+    Cache(tmp_path).tensors(KEY, compute)
+    assert compute.calls == 2
+
+
+def test_another_format_is_another_entry(tmp_path, monkeypatch):
+    compute = Counter()
+    Cache(tmp_path).tensors(KEY, compute)
+    monkeypatch.setattr(caching, "FORMAT", caching.FORMAT + 1)
+    Cache(tmp_path).tensors(KEY, compute)
+    assert compute.calls == 2
+
+
+def test_a_failed_computation_leaves_nothing_behind(tmp_path):
+    def fail():
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        Cache(tmp_path).tensors(KEY, fail)
+    assert not list(tmp_path.glob("*.pt"))
+
+
+def _compute_slowly(folder, log):
+    def compute():
+        with open(log, "a") as file:
+            file.write("x")
+        return make()
+
+    assert torch.equal(Cache(folder).tensors(KEY, compute)["numbers"], make()["numbers"])
+
+
+def test_processes_at_once_compute_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    log = tmp_path / "log"
+    processes = [
+        context.Process(target=_compute_slowly, args=(tmp_path / "cache", log)) for _ in range(3)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert log.read_text() == "x"
+
+
+def test_without_a_folder_every_call_computes():
+    compute = Counter()
+    Cache(None).tensors(KEY, compute)
+    Cache(None).tensors(KEY, compute)
+    assert compute.calls == 2
+
+
+def test_a_folder_that_cannot_be_used_is_one_clear_line(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cache: cannot use .* set SDUNROLL_CACHE"):
+        Cache(tmp_path / "file" / "cache").tensors(KEY, make)
+
+
+def test_default_folder(monkeypatch):
+    monkeypatch.setenv("SDUNROLL_CACHE", "/somewhere")
+    assert str(Cache.default_folder()) == "/somewhere"
+    monkeypatch.delenv("SDUNROLL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert str(Cache.default_folder()) == "/xdg/sdunroll"
+
+
+def test_digest_depends_on_values_shape_and_dtype():
+    numbers = torch.arange(6.0)
+    others = [numbers + 1, numbers.view(2, 3), numbers.double()]
+    assert digest(numbers) == digest(numbers.clone())
+    assert len({digest(tensor) for tensor in [numbers, *others]}) == 4
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, lambda target: target.write_text("old"))
+
+    def fail(target):
+        target.write_text("half")
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_load_checked_runs_no_code(tmp_path):
+    path = tmp_path / "evil.pt"
+    torch.save({"x": os.system}, path)  # a global that weights_only refuses
+    with pytest.raises(Exception, match="[Ww]eights"):
+        load_checked(path)

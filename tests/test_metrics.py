@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from sdunroll import metrics
+from sdunroll.constraints import Distance
+from sdunroll.networks import Lista
+from sdunroll.perturbations import LayerNoise
+from sdunroll.randomness import generator
+from tests.conftest import make_batch, make_problem
+
+
+@pytest.fixture(scope="module")
+def setting():
+    problem = make_problem(dtype=torch.float32)
+    batch = make_batch(problem, 60)
+    network = Lista(problem, generator(0, "weights"), num_layers=4)
+    return problem, batch, network
+
+
+def test_figures_by_hand(setting):
+    problem, batch, network = setting
+    found = metrics.evaluate(network, problem, Distance(), batch, seed=0)
+    path = network(batch.obs, generator=generator(0, "evaluation/start"))
+    for layer, y in enumerate(path.states):
+        assert torch.allclose(found.distance[layer], (y - batch.target).norm(dim=1), atol=1e-6)
+        gap = problem.objective(y, batch.obs) - problem.objective(batch.target, batch.obs)
+        assert torch.allclose(found.objective_gap[layer], gap, atol=1e-6)
+        assert torch.allclose(found.l1_norm[layer], y.abs().sum(1), atol=1e-6)
+        slope = problem.gradient(y, batch.obs).norm(dim=1)
+        assert torch.allclose(found.gradient_norm[layer], slope, atol=1e-5)
+    assert torch.equal(found.before, found.distance[:-1])
+    assert torch.equal(found.after, found.distance[1:])
+
+
+def test_chunks_make_no_difference_in_size(setting, monkeypatch):
+    problem, batch, network = setting
+    network.start = "zero"
+    whole = metrics.evaluate(network, problem, Distance(), batch, seed=0)
+    monkeypatch.setattr(metrics, "CHUNK", 7)
+    parts = metrics.evaluate(network, problem, Distance(), batch, seed=0)
+    network.start = "random"
+    assert torch.allclose(whole.distance, parts.distance, atol=1e-5)
+
+
+def test_a_perturbation_reaches_the_layers(setting):
+    problem, batch, network = setting
+    noise = LayerNoise(3.0)
+    noisy = metrics.evaluate(network, problem, Distance(), batch, seed=0, perturbation=noise)
+    clean = metrics.evaluate(network, problem, Distance(), batch, seed=0)
+    assert torch.equal(noisy.before[0], clean.before[0])
+    assert (noisy.before[1] != noisy.after[0]).all()
+
+
+def test_share_that_descends_counts_strict_descent_once():
+    """No epsilon is taken off: a layer that keeps 95 % of the distance descends."""
+    before, after = torch.ones(2, 4), torch.tensor([[0.95] * 4, [0.5, 1.0, 1.5, 0.99]])
+    zeros = torch.zeros(3, 4)
+    figures = metrics.LayerFigures(zeros, zeros, zeros, zeros, before, after)
+    rows = metrics.layer_table(figures, Distance(epsilon=0.1), seed=0)
+    assert "slack" not in rows[0]
+    assert rows[1]["descent_frequency"]["mean"] == 1.0
+    assert rows[2]["descent_frequency"]["mean"] == 0.5
+    assert rows[1]["slack"]["mean"] == pytest.approx(0.05)
+
+
+def test_bootstrap_agrees_with_scipy():
+    values = torch.from_numpy(np.random.default_rng(0).exponential(size=(1, 300)))
+    weights = metrics.bootstrap_weights(300, seed=0)
+    assert torch.allclose(weights.sum(1), torch.ones(len(weights), dtype=torch.float64))
+    (row,) = metrics.summarise(values, weights @ values.T)
+    peer = stats.bootstrap(
+        (values[0].numpy(),), np.mean, n_resamples=20000, method="percentile", rng=1
+    ).confidence_interval
+    assert row["mean"] == pytest.approx(values.mean().item())
+    assert row["std"] == pytest.approx(values.std(unbiased=False).item())
+    width = peer.high - peer.low
+    assert row["ci95"] == pytest.approx([peer.low, peer.high], abs=0.1 * width)
+
+
+def test_slack_interval_is_that_of_the_ratio():
+    """after = before / 2 for each instance: the ratio of means is 1/2 in every resample."""
+    before = torch.rand(1, 50, generator=generator(0, "x")) + 0.1
+    zeros = torch.zeros(2, 50)
+    figures = metrics.LayerFigures(zeros, zeros, zeros, zeros, before, before / 2)
+    slack = metrics.layer_table(figures, Distance(epsilon=0.1), seed=0)[1]["slack"]
+    assert slack["mean"] == pytest.approx(-0.4)
+    assert slack["ci95"] == pytest.approx([-0.4, -0.4])
+
+
+def test_baselines(setting):
+    problem, batch, _ = setting
+    found = metrics.baseline_figures(problem, batch, iterations=4, goal=0.5, limit=300, seed=0)
+    for name, row in found.items():
+        iterates = [next(states) for states in [problem.baselines(batch.obs)[name]] for _ in range(5)]
+        expected = (iterates[4] - batch.target).norm(dim=1).mean().item()
+        assert row["iterations"] == 4
+        assert row["distance"]["mean"] == pytest.approx(expected, rel=1e-5)
+        reached = row["iterations_to_final_distance"]
+        states = problem.baselines(batch.obs)[name]
+        distances = [
+            (next(states) - batch.target).norm(dim=1).mean().item() for _ in range(reached + 1)
+        ]
+        assert distances[-1] <= 0.5 < min(distances[:-1])
+
+
+def test_a_baseline_that_does_not_get_there_says_so(setting):
+    problem, batch, _ = setting
+    found = metrics.baseline_figures(problem, batch, iterations=4, goal=0.0, limit=20, seed=0)
+    assert found["ista"]["iterations_to_final_distance"] is None
