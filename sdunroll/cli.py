@@ -96,10 +96,9 @@ def _run(command: str, arguments: list[str]) -> int:
     return 0
 
 
-def _application(command: str) -> Any:
-    """The Hydra application of a command."""
-    import hydra
-    from omegaconf import DictConfig, OmegaConf
+def register_resolvers() -> None:
+    """Make ``sdunroll.run_dir`` known to the configs."""
+    from omegaconf import OmegaConf
 
     def run_dir(resume: str | None, new: str) -> str:
         """The directory of a resumed run, checked before Hydra makes it; else the new one."""
@@ -110,6 +109,14 @@ def _application(command: str) -> Any:
         return str(Run(resume).folder)
 
     OmegaConf.register_new_resolver("sdunroll.run_dir", run_dir, replace=True)
+
+
+def _application(command: str) -> Any:
+    """The Hydra application of a command."""
+    import hydra
+    from omegaconf import DictConfig
+
+    register_resolvers()
 
     def task(config: DictConfig) -> None:
         module = importlib.import_module(f"sdunroll.commands.{command}")

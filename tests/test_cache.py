@@ -126,7 +126,7 @@ def test_without_a_folder_every_call_computes():
 
 def test_a_folder_that_cannot_be_used_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="cache: cannot use .* set SDUNROLL_CACHE"):
+    with pytest.raises(UserError, match=r"cache: cannot use .* set SDUNROLL_CACHE"):
         Cache(tmp_path / "file" / "cache").tensors(KEY, make)
 
 
@@ -162,5 +162,5 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
 def test_load_checked_runs_no_code(tmp_path):
     path = tmp_path / "evil.pt"
     torch.save({"x": os.system}, path)  # a global that weights_only refuses
-    with pytest.raises(Exception, match="[Ww]eights"):
+    with pytest.raises(Exception, match=r"[Ww]eights"):
         load_checked(path)

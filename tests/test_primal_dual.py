@@ -137,7 +137,9 @@ def test_clipping():
 
 def test_refuses_a_slack_of_the_wrong_shape():
     weight, method = make(Ascent(rate=1.0))
-    with pytest.raises(ValueError, match=r"expected a scalar loss and a slack \(2,\), got .* \(1,\)"):
+    with pytest.raises(
+        ValueError, match=r"expected a scalar loss and a slack \(2,\), got .* \(1,\)"
+    ):
         method.primal_step(loss_of(weight), slack_of(weight)[:1])
     with pytest.raises(ValueError, match=r"expected a slack \(2,\), got \(3,\)"):
         method.dual_step(torch.zeros(3))

@@ -2,7 +2,8 @@
 
 from sdunroll.data.base import SPLITS, Source, Split
 from sdunroll.data.batches import Batch, Loader
+from sdunroll.data.cifar10 import Cifar10
 from sdunroll.data.photos import Photos
 from sdunroll.data.synthetic import Synthetic
 
-__all__ = ["SPLITS", "Batch", "Loader", "Photos", "Source", "Split", "Synthetic"]
+__all__ = ["SPLITS", "Batch", "Cifar10", "Loader", "Photos", "Source", "Split", "Synthetic"]

@@ -26,7 +26,9 @@ def test_as_good_as_the_online_learning_of_scikit_learn():
     theirs = torch.from_numpy(peer.components_.T.copy()).to(test)
     assert cost(learned, test, 0.1) <= 1.02 * cost(theirs, test, 0.1)
     # both are far better than where learning starts
-    start = torch.nn.functional.normalize(torch.randn(16, 20, generator=generator(0, "start")), dim=0)
+    start = torch.nn.functional.normalize(
+        torch.randn(16, 20, generator=generator(0, "start")), dim=0
+    )
     assert cost(learned, test, 0.1) <= 0.9 * cost(start, test, 0.1)
 
 

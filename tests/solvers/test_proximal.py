@@ -1,4 +1,4 @@
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_ista_never_raises_the_objective():
         objective(dictionary, obs, y, 0.1)
         for y in islice(ista(dictionary, obs, 0.1, start=start), 50)
     ]
-    assert all((b <= a + 1e-12).all() for a, b in zip(values, values[1:], strict=False))
+    assert all((b <= a + 1e-12).all() for a, b in pairwise(values))
 
 
 @pytest.mark.parametrize("solver", [ista, fista])

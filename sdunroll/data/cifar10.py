@@ -1,0 +1,99 @@
+"""CIFAR-10's training images, read from the binary archive as it is distributed.
+
+Reference: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009,
+https://www.cs.toronto.edu/~kriz/cifar.html.
+"""
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdunroll import checks
+from sdunroll.data.base import SPLITS, Source, Split
+from sdunroll.randomness import generator
+
+ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
+ARCHIVE = "cifar-10-binary.tar.gz"
+MEMBERS = tuple(f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6))
+ROW = 1 + 3 * 32 * 32  # a label and the red, green and blue planes, one byte each
+LUMA = (0.2125, 0.7154, 0.0721)  # of ITU-R BT.709, as in the photographs
+
+
+class Cifar10(Source):
+    """The 50,000 training images, split at random; the test images are not used, as in the paper.
+
+    Args:
+        root: folder that holds, or is to hold, ``cifar-10-binary.tar.gz``; None for the cache folder
+            of pooch, the library that downloads it.
+        color: three channels, or grey.
+        num_train, num_val, num_test: images in each split, 50,000 together at most.
+        seed: of the split.
+        sha256: of the archive.
+
+    Errors: an archive that cannot be had or is not the expected one.
+    """
+
+    value_range = (0.0, 1.0)
+
+    def __init__(
+        self,
+        *,
+        root: str | None = None,
+        color: bool = False,
+        num_train: int = 32_000,
+        num_val: int = 8_000,
+        num_test: int = 10_000,
+        seed: int = 0,
+        sha256: str = SHA256,
+    ) -> None:
+        self.root = root
+        self.color = checks.boolean("color", color)
+        self.counts: dict[Split, int] = {
+            "train": checks.integer("num_train", num_train),
+            "val": checks.integer("num_val", num_val),
+            "test": checks.integer("num_test", num_test),
+        }
+        self.seed = checks.integer("seed", seed, low=0)
+        self.sha256 = sha256
+
+    def signals(self, split: Split) -> Tensor:
+        """(N, C, 32, 32) in [0, 1]."""
+        checks.choice("split", split, SPLITS)
+        images = self._images()  # (N, 3, 32, 32) bytes
+        wanted = sum(self.counts.values())
+        if wanted > len(images):
+            raise checks.InvalidValue(
+                f"num_train + num_val + num_test: expected at most {len(images)}, got {wanted}"
+            )
+        order = torch.randperm(len(images), generator=generator(self.seed, "cifar10")).numpy()
+        first = sum(self.counts[name] for name in SPLITS[: SPLITS.index(split)])
+        chosen = images[order[first : first + self.counts[split]]].astype(np.float32) / 255
+        if not self.color:
+            chosen = np.tensordot(chosen, np.array(LUMA, np.float32), (1, 0))[:, None]
+        return torch.from_numpy(chosen)
+
+    def _images(self) -> np.ndarray:
+        with tarfile.open(self._archive()) as archive:
+            members = [archive.extractfile(name) for name in MEMBERS]
+            data = b"".join(member.read() for member in members if member is not None)
+        rows = np.frombuffer(data, np.uint8).reshape(-1, ROW)
+        return rows[:, 1:].reshape(-1, 3, 32, 32)
+
+    def _archive(self) -> Path:
+        """The verified archive, downloaded if it is not there."""
+        import pooch
+
+        folder = Path(self.root) if self.root is not None else pooch.os_cache("sdunroll")
+        try:
+            found = pooch.retrieve(ADDRESS, self.sha256, fname=ARCHIVE, path=folder)
+        except Exception as error:  # pooch passes on whatever its network library raises
+            raise checks.UserError(
+                f"data: expected {folder / ARCHIVE} with SHA-256 {self.sha256[:12]}..., and could not "
+                f"download it from {ADDRESS} ({type(error).__name__}); put a copy there, or set "
+                "data.root to the folder that holds one"
+            ) from error
+        return Path(found)

@@ -1,0 +1,68 @@
+import hashlib
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+
+from sdunroll.checks import InvalidValue, UserError
+from sdunroll.data import SPLITS, Cifar10, cifar10
+
+COUNTS = {"num_train": 20, "num_val": 10, "num_test": 10}
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """A small archive in the real one's format: 5 batches of 10 pictures; its settings."""
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (5, 10, cifar10.ROW), dtype=np.uint8)
+    with tarfile.open(tmp_path / cifar10.ARCHIVE, "w:gz") as file:
+        for name, batch in zip(cifar10.MEMBERS, pictures, strict=True):
+            member = tarfile.TarInfo(name)
+            member.size = batch.nbytes
+            file.addfile(member, io.BytesIO(batch.tobytes()))
+    sha256 = hashlib.sha256((tmp_path / cifar10.ARCHIVE).read_bytes()).hexdigest()
+    settings = {"root": str(tmp_path), "sha256": sha256}
+    return settings, pictures.reshape(50, cifar10.ROW)[:, 1:].reshape(50, 3, 32, 32)
+
+
+def test_reads_every_picture_once_into_disjoint_splits(archive):
+    settings, pictures = archive
+    source = Cifar10(**settings, color=True, num_train=30, num_val=10, num_test=10)
+    read = torch.cat([source.signals(split) for split in SPLITS]).mul(255).round().byte().numpy()
+    assert read.shape == (50, 3, 32, 32)
+    assert {row.tobytes() for row in read} == {row.tobytes() for row in pictures}
+
+
+def test_grey(archive):
+    settings, _ = archive
+    color = Cifar10(**settings, **COUNTS, color=True).signals("val")
+    grey = Cifar10(**settings, **COUNTS).signals("val")
+    assert grey.shape == (10, 1, 32, 32)
+    weights = torch.tensor([0.2125, 0.7154, 0.0721]).view(1, 3, 1, 1)
+    assert torch.allclose(grey, (weights * color).sum(1, keepdim=True), atol=1e-6)
+    assert 0 <= grey.min() < grey.max() <= 1
+
+
+def test_refuses_more_pictures_than_there_are(archive):
+    settings, _ = archive
+    with pytest.raises(InvalidValue, match="expected at most 50, got 60"):
+        Cifar10(**settings, num_train=40, num_val=10, num_test=10).signals("val")
+
+
+def test_without_archive_and_network_one_clear_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar10, "ADDRESS", "http://127.0.0.1:9/nothing")
+    with pytest.raises(
+        UserError, match=r"^data: expected .* set data.root to the folder that holds"
+    ):
+        Cifar10(root=str(tmp_path)).signals("val")
+
+
+def test_a_damaged_archive_is_not_read(archive, tmp_path, monkeypatch):
+    settings, _ = archive
+    monkeypatch.setattr(cifar10, "ADDRESS", "http://127.0.0.1:9/nothing")
+    with (tmp_path / cifar10.ARCHIVE).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match="data: expected"):
+        Cifar10(**settings, **COUNTS).signals("val")

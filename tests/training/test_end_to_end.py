@@ -1,0 +1,217 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+
+from sdunroll.checks import InvalidValue
+from sdunroll.constraints import Distance
+from sdunroll.networks import Lista
+from sdunroll.perturbations import LayerNoise
+from sdunroll.primal_dual import Ascent, NotFinite, ProportionalIntegral
+from sdunroll.randomness import generator
+from sdunroll.training import EndToEnd, Training, half_squared_distance
+from tests.conftest import make_batch, make_problem
+
+PROBLEM = make_problem(dtype=torch.float32)
+TRAIN, VAL = make_batch(PROBLEM, 60, seed=1), make_batch(PROBLEM, 30, seed=2)
+
+
+def make(constrained=True, dual=None, constraint=None, seed=0, **changes):
+    settings = {
+        "epochs": 4,
+        "batch_size": 16,
+        "lr": 1e-2,
+        "schedule": "cosine",
+        "optimizer": partial(torch.optim.Adam, fused=True),
+        "noise": LayerNoise,
+        "noise_level": 0.5,
+    } | changes
+    network = Lista(PROBLEM, generator(seed, "weights"), num_layers=3)
+    return Training(
+        EndToEnd(**settings),
+        network=network,
+        problem=PROBLEM,
+        constraint=constraint or Distance(epsilon=0.3),
+        constrained=constrained,
+        dual=dual or ProportionalIntegral(k_i=1.0, k_p=3.0),
+        train=TRAIN,
+        val=VAL,
+        seed=seed,
+    )
+
+
+def same(one, other):
+    """Whether two nested states are equal bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+@pytest.mark.parametrize(
+    "dual",
+    [
+        ProportionalIntegral(k_i=1.0, k_p=3.0),
+        Ascent(rate=1.0, every="batch", smoothing=0.9),
+    ],
+)
+def test_resumed_training_equals_the_uninterrupted_one_bit_for_bit(dual, tmp_path):
+    whole = make(dual=dual)
+    epochs = list(whole.run())
+    first = make(dual=dual, stop_after=2)
+    assert len(list(first.run())) == 2
+    assert not first.finished()
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second = make(dual=dual, seed=0)
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    rest = list(second.run())
+    assert [epoch.epoch for epoch in rest] == [3, 4]
+    assert same(whole.state_dict(), second.state_dict())
+    assert [e.train_loss for e in rest] == [e.train_loss for e in epochs[2:]]
+
+
+def test_same_seed_same_training_other_seed_another():
+    one, again, other = make(), make(), make(seed=1)
+    for training in (one, again, other):
+        list(training.run())
+    assert same(one.state_dict(), again.state_dict())
+    assert not same(one.state_dict()["network"], other.state_dict()["network"])
+
+
+def test_trains():
+    training = make(constrained=False, epochs=15)
+    epochs = list(training.run())
+    assert epochs[-1].train_loss < 0.5 * epochs[0].train_loss
+    assert epochs[-1].val_distance < epochs[0].val_distance
+
+
+def test_constraints_make_layers_descend_that_otherwise_do_not():
+    settings = {"epochs": 30, "noise_level": 0.0, "constraint": Distance(epsilon=0.4)}
+    standard = list(make(constrained=False, **settings).run())[-1]
+    constrained = list(make(**settings).run())[-1]
+    assert max(standard.slack) > 0.1
+    assert max(constrained.slack) < 0.5 * max(standard.slack)
+    assert standard.multipliers == [0.0, 0.0, 0.0]
+
+
+def test_without_constraints_it_is_plain_training():
+    """The same steps by hand: the loss's gradient, Adam, cosine decay, the same noise and order."""
+    training = make(constrained=False, epochs=2)
+    network = Lista(PROBLEM, generator(0, "weights"), num_layers=3)
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+    order, noise = generator(0, "training/order"), generator(0, "training/noise")
+    for epoch in range(2):
+        for step, index in enumerate(torch.randperm(60, generator=order).split(16)):
+            obs, target = TRAIN.obs[index], TRAIN.target[index]
+            optimizer.param_groups[0]["lr"] = (
+                1e-2 * (1 + math.cos(math.pi * (4 * epoch + step) / 8)) / 2
+            )
+            perturb = LayerNoise(0.5).between_layers(PROBLEM, obs, noise)
+            path = network(obs, generator=noise, perturb=perturb)
+            optimizer.zero_grad()
+            ((path.states[-1] - target).square().sum(1) / 2).mean().backward()
+            optimizer.step()
+    list(training.run())
+    for name, weight in network.named_parameters():
+        assert torch.allclose(weight, training.network.get_parameter(name), atol=1e-6), name
+
+
+def test_the_epoch_slack_is_that_of_the_whole_epoch():
+    """With a step too small to move anything, the running means equal one pass over the data."""
+    constraint = Distance(epsilon=0.3, margin=0.1)
+    training = make(lr=1e-12, noise_level=0.0, constraint=constraint, epochs=1)
+    training.network.start = "zero"
+    (epoch,) = training.run()
+    path = training.network(TRAIN.obs, generator=generator(0, "any"))
+    expected = constraint.slack(PROBLEM, path, TRAIN, margin=0.1)
+    assert epoch.slack == pytest.approx(expected.tolist(), abs=1e-5)
+    path = training.network(VAL.obs, generator=generator(0, "any"))
+    assert epoch.val_slack == pytest.approx(constraint.slack(PROBLEM, path, VAL).tolist(), abs=1e-5)
+    assert epoch.val_loss == pytest.approx(
+        half_squared_distance(path.states[-1], VAL.target).mean().item(), rel=1e-5
+    )
+
+
+def test_first_layer_free():
+    training = make(constraint=Distance(epsilon=0.3, first_layer=2))
+    epochs = list(training.run())
+    assert training.primal_dual.multipliers.shape == (2,)
+    assert all(epoch.multipliers[0] == 0 for epoch in epochs)
+    assert any(epoch.multipliers[1] > 0 for epoch in epochs)
+
+
+def test_the_best_epoch_is_a_feasible_one_first(monkeypatch):
+    """Validation outcomes by epoch: the least loss is not feasible, so it does not win."""
+    training = make(epochs=5)
+    bad, good = torch.tensor([0.1, -0.1, -0.1]), torch.tensor([-0.1, -0.1, -0.1])
+    outcomes = iter([(3.0, bad), (1.0, bad), (5.0, good), (4.0, good), (0.5, bad)])
+
+    def validate():
+        loss, slack = next(outcomes)
+        return loss, loss, slack
+
+    monkeypatch.setattr(training, "_validate", validate)
+    assert [epoch.best for epoch in training.run()] == [True, True, True, True, False]
+    assert training.best_epoch == 4
+
+
+def test_patience(monkeypatch):
+    training = make(epochs=50, patience=3)
+    losses = iter([3.0, 1.0, 2.0, 2.0, 2.0])
+    monkeypatch.setattr(training, "_validate", lambda: (next(losses), 0.0, torch.zeros(3)))
+    assert len(list(training.run())) == 5
+    assert training.finished()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("constant", 0.0, [1.0, 1.0, 1.0]),
+        ("cosine", 0.0, [1.0, 0.5, 0.0]),
+        ("constant", 0.5, [0.0, 1.0, 1.0]),
+    ],
+)
+def test_schedules(schedule, warmup, expected):
+    settings = make(lr=1.0, schedule=schedule, warmup=warmup).settings
+    assert [settings.lr_at(share) for share in (0, 0.5, 1)] == pytest.approx(expected)
+
+
+def test_stops_before_the_update_and_names_the_layer():
+    training = make()
+    with torch.no_grad():
+        training.network.w1[1][0, 0] = torch.inf
+    before = {name: value.clone() for name, value in training.network.state_dict().items()}
+    with pytest.raises(NotFinite, match="layer 2 returned values that are not finite"):
+        next(training.run())
+    assert same(before, dict(training.network.state_dict()))
+    assert training.epochs_done == 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 60, 1000])
+def test_any_batch_size(batch_size):
+    training = make(batch_size=batch_size, epochs=1)
+    (epoch,) = training.run()
+    assert all(map(math.isfinite, [epoch.train_loss, *epoch.slack]))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"epochs": 0},
+        {"batch_size": -1},
+        {"lr": 0},
+        {"schedule": "step"},
+        {"clip_norm": 0},
+        {"patience": 0},
+        {"stop_after": 0},
+        {"noise_level": -1},
+        {"warmup": 1},
+    ],
+)
+def test_refuses(setting):
+    with pytest.raises(InvalidValue, match=next(iter(setting))):
+        make(**setting)
