@@ -7,8 +7,10 @@ import importlib
 import logging
 import os
 import sys
+from contextlib import redirect_stderr
+from io import TextIOBase
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 COMMANDS = {
     "train": "train a network, with descent constraints or without, into a run directory",
@@ -78,7 +80,8 @@ def _run(command: str, arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to this function
     sys.path.append(os.getcwd())  # a user's own network is found beside the user's own config
     try:
-        _application(command)()
+        with redirect_stderr(_WithoutEcho(sys.stderr)):
+            _application(command)()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -94,6 +97,27 @@ def _run(command: str, arguments: list[str]) -> int:
             print(f"error: {one_line(error, command, arguments)}", file=sys.stderr)
         return 1
     return 0
+
+
+class _WithoutEcho(TextIOBase):
+    """Standard error without Hydra's echo of a failed job's overrides: each failure is one line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        if text.startswith("Error executing job with overrides"):
+            return len(text)
+        return self.stream.write(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
 
 
 def register_resolvers() -> None:

@@ -110,7 +110,7 @@ class Run:
         write_atomically(path, lambda target: torch.save(entry, target))
 
     def load_checkpoint(self, name: str) -> dict[str, Any]:
-        """The state in ``checkpoints/NAME.pt``. Errors: :class:`RunError`."""
+        """The state in ``checkpoints/NAME.pt``, with its ``path``. Errors: :class:`RunError`."""
         path = self.folder / "checkpoints" / f"{name}.pt"
         if not path.exists():
             raise RunError(
@@ -124,7 +124,7 @@ class Run:
             raise self._damaged(
                 f"checkpoints/{name}.pt", ValueError(f"not a checkpoint of format {FORMAT}")
             )
-        return state
+        return state | {"path": str(path)}
 
     def append_history(self, row: Mapping[str, Any]) -> None:
         """Add a row to ``history.csv``, with a header if it is the first."""

@@ -1,6 +1,8 @@
 """Shared fixtures: a small problem, its batch, and the command line in a folder of its own."""
 
+import logging
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -87,9 +89,14 @@ def sdunroll(
 
     def call(*arguments: str) -> Outcome:
         monkeypatch.setattr("sys.argv", ["sdunroll", *arguments])
-        monkeypatch.setattr("sys.path", list(__import__("sys").path))
+        monkeypatch.setattr("sys.path", list(sys.path))
         capfd.readouterr()
         status = cli.main()
+        for name in (None, "sdunroll.traceback"):  # Hydra leaves its log files open
+            for handler in list(logging.getLogger(name).handlers):
+                if isinstance(handler, logging.FileHandler):
+                    logging.getLogger(name).removeHandler(handler)
+                    handler.close()
         return Outcome(status, *capfd.readouterr())
 
     return call

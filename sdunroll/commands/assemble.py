@@ -17,7 +17,7 @@ from sdunroll.data import Batch, Source, Split
 from sdunroll.networks import UnrolledNetwork
 from sdunroll.problems import Problem
 from sdunroll.randomness import generator
-from sdunroll.runs import Run
+from sdunroll.runs import Run, RunError
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,13 @@ def assemble(
     network = instantiate(config, "network", problem=problem, generator=weights_rng)
     constraint.layers(network.num_layers)  # refuses what does not fit
     if state is not None:
-        network.load_state_dict(state["network"])
+        try:
+            network.load_state_dict(state["network"])
+        except (RuntimeError, KeyError) as error:
+            raise RunError(
+                f"{state['path']}: does not fit the network that config.yaml beside it describes; "
+                "restore the file that belongs there, or train again"
+            ) from error
     return Experiment(source, problem.to(device), network.to(device), constraint, device)
 
 

@@ -28,7 +28,15 @@ def main(config: DictConfig) -> None:
         training, experiment, run = _begin(config)
     else:
         training, experiment, run = _go_on(config)
-    _train(training, experiment, run)
+    try:
+        _train(training, experiment, run)
+    except KeyboardInterrupt:
+        if training.epochs_done:
+            then = f"go on with: sdunroll train resume={run.folder}"
+        else:
+            then = "nothing was saved yet, train again"
+        log.error("interrupted in epoch %d; %s", training.epochs_done + 1, then)
+        raise
     provenance = run.provenance
     provenance["wall_seconds"] = (provenance["wall_seconds"] or 0.0) + time.monotonic() - began
     provenance["peak_memory_bytes"] = peak_memory_bytes()

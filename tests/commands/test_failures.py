@@ -1,0 +1,157 @@
+"""Bad input: one line that says expected, got, remedy; exit status 1; nothing half written."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.conftest import TINY
+
+
+def check(outcome, *parts):
+    """One line of error and nothing like a traceback."""
+    assert outcome.status == 1
+    lines = [line for line in outcome.err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, outcome.err
+    assert "Traceback" not in outcome.err
+    assert "Error executing" not in outcome.err
+    assert lines[0].count("error:") == 1
+    for part in parts:
+        assert part in lines[0], lines[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["constraint.epsilom=0.1"], ["constraint.epsilom", "did you mean constraint.epsilon?"]),
+        (["epsilon=0.1"], ["epsilon: no such key", "did you mean constraint.epsilon?"]),
+        (["network.layers=3"], ["network.layers", "did you mean network.num_layers?"]),
+        (["constraned=true"], ["did you mean constrained?"]),
+        (["network=listo"], ["network: expected one of", "lista", "did you mean network=lista?"]),
+        (["constraint=distanze"], ["did you mean constraint=distance?"]),
+        (["problem=xyz"], ["problem: expected one of", "got 'xyz'"]),
+        (["nonsense"], ["nonsense", "expected key=value"]),
+        (["constraint.epsilon=0"], ["constraint.epsilon: expected a number > 0 and < 1, got 0"]),
+        (["constraint.epsilon=1.5"], ["constraint.epsilon", "got 1.5"]),
+        (["constraint.epsilon=[0.1,0.2]"], ["epsilon", "3 layers", "got 2 numbers"]),
+        (["constraint.form=square"], ["constraint.form: expected one of ratio"]),
+        (["network.num_layers=0"], ["network.num_layers", "at least 1, got 0"]),
+        (["data.num_train=-5"], ["data.num_train", "got -5"]),
+        (["data.size=500"], ["size", "no room for crops of 500"]),
+        (["training.epochs=ten"], ["training.epochs: expected a whole number", "got 'ten'"]),
+        (["training.lr=-1"], ["training.lr: expected a number > 0"]),
+        (["training.batch_size=1.5"], ["training.batch_size", "got 1.5"]),
+        (["problem.alpha=0"], ["alpha: expected a number > 0, got 0"]),
+        (["dual.k_i=0"], ["dual.k_i"]),
+        (["seed=-1"], ["seed", "got -1"]),
+        (["seed=abc"], ["seed", "got 'abc'"]),
+        (["constrained=maybe"], ["constrained: expected true or false, got 'maybe'"]),
+        (["threads=0"], ["threads"]),
+        (["device=tpu"], ["device: expected one of auto, cpu, cuda"]),
+        (["device=cuda"], ["device: expected a CUDA device"]),
+        (["resume=nowhere"], ["nowhere: expected the directory of a run", "does not exist"]),
+    ],
+)
+def test_train_refuses(sdunroll, tmp_path, overrides, parts):
+    if overrides == ["device=cuda"]:
+        torch = pytest.importorskip("torch")
+        if torch.cuda.is_available():
+            pytest.skip("there is a CUDA device")
+    outcome = sdunroll("train", *TINY, *overrides)
+    check(outcome, *parts)
+    written = [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
+    assert all(path.name == "train.log" for path in written)
+
+
+def test_the_traceback_is_in_the_log_of_the_failed_job(sdunroll, tmp_path):
+    check(sdunroll("train", *TINY, "problem.alpha=0"), "alpha")
+    (log,) = (tmp_path / "work").rglob("train.log")
+    assert "Traceback" in log.read_text()
+
+
+def test_the_traceback_is_shown_when_asked_for(sdunroll, monkeypatch):
+    monkeypatch.setenv("SDUNROLL_TRACEBACK", "1")
+    with pytest.raises(Exception, match="alpha"):
+        sdunroll("train", *TINY, "problem.alpha=0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["eval"], ["run: expected a value", "run=..."]),
+        (["eval", "run=nowhere"], ["nowhere", "does not exist"]),
+        (["perturb", "run=nowhere"], ["nowhere", "does not exist"]),
+        (["perturb", "run=x", "levels=3"], ["levels: expected a list of numbers"]),
+        (["perturb", "run=x", "levels=[]"], ["levels: expected a list of numbers"]),
+        (["perturb", "run=x", "levels=[-1]"], ["levels", "got -1"]),
+        (["perturb", "run=x", "perturbation=noise"], ["perturbation: expected one of"]),
+        (["eval", "run=x", "sead=1"], ["did you mean seed?"]),
+    ],
+)
+def test_eval_and_perturb_refuse(sdunroll, tmp_path, arguments, parts):
+    check(sdunroll(*arguments), *parts)
+    assert not list((tmp_path / "work").rglob("*"))
+
+
+@pytest.fixture
+def run(sdunroll):
+    return sdunroll("train", *TINY).run
+
+
+def test_a_folder_without_a_run(sdunroll, tmp_path):
+    (tmp_path / "work" / "empty").mkdir()
+    check(sdunroll("eval", "run=empty"), "empty", "holds no config.yaml")
+    assert not list((tmp_path / "work" / "empty").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "parts"),
+    [
+        ("checkpoints/best.pt", lambda path: path.unlink(), ["best.pt", "missing"]),
+        ("checkpoints/best.pt", lambda path: path.write_bytes(b""), ["best.pt", "damaged"]),
+        (
+            "checkpoints/best.pt",
+            lambda path: path.write_bytes(path.read_bytes()[:-500]),
+            ["best.pt", "damaged"],
+        ),
+        ("config.yaml", lambda path: path.write_text("a: [1"), ["config.yaml", "damaged"]),
+        ("provenance.json", lambda path: path.write_text("{"), ["provenance.json", "damaged"]),
+    ],
+)
+def test_a_damaged_run(sdunroll, run, name, damage, parts):
+    damage(run / name)
+    check(sdunroll("eval", f"run={run}"), *parts)
+    assert not (run / "eval").exists()
+
+
+def test_a_run_of_another_version(sdunroll, run):
+    path = run / "provenance.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    check(sdunroll("eval", f"run={run}"), "format 1, got format 99")
+
+
+def test_checkpoint_and_configuration_that_do_not_belong_together(sdunroll, run):
+    other = sdunroll("train", *TINY, "network.num_layers=2").run
+    shutil.copy(other / "checkpoints" / "best.pt", run / "checkpoints" / "best.pt")
+    check(sdunroll("eval", f"run={run}"), "best.pt", "does not fit")
+
+
+def test_resume_refuses_changes_that_would_make_it_another_run(sdunroll):
+    run = sdunroll("train", *TINY, "training.stop_after=1").run
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    outcome = sdunroll("train", f"resume={run}", "constraint.epsilon=0.2")
+    check(outcome, "resume", "got constraint.epsilon=0.2")
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    before.pop(run / "train.log", None), after.pop(run / "train.log", None)
+    assert before == after
+
+
+def test_a_run_directory_is_not_overwritten(sdunroll, run):
+    outcome = sdunroll("train", *TINY, f"hydra.run.dir={run}")
+    check(outcome, "holds a run already")
+
+
+def test_unknown_command(sdunroll):
+    outcome = sdunroll("trian")
+    assert outcome.status == 2
+    assert "did you mean train?" in outcome.err
