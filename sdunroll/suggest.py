@@ -36,7 +36,7 @@ def _overridden(key: str, arguments: list[str]) -> str:
 
 
 def _unknown_key(key: str, configs: Path, command: str) -> str:
-    known = _known_keys(configs, command)
+    known = known_keys(configs, command)
     near = get_close_matches(key, known, n=1, cutoff=0.5)
     if not near:  # a right name in the wrong place: epsilon for constraint.epsilon
         last = key.split(".")[-1]
@@ -56,7 +56,7 @@ def _unknown_choice(choice: str, configs: Path) -> str:
     return f"{group}: expected one of {', '.join(options)}, got {name!r}{hint}"
 
 
-def _known_keys(configs: Path, command: str) -> list[str]:
+def known_keys(configs: Path, command: str) -> list[str]:
     """Every dotted key of the command's configuration, with every choice of every group."""
     keys: dict[str, None] = {}
     main = OmegaConf.load(configs / f"{command}.yaml")

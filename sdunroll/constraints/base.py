@@ -34,8 +34,10 @@ class DescentConstraint(ABC):
     Args:
         epsilon: required relative descent, one number or one a layer, 0 < epsilon < 1.
         form: see above.
-        detach_previous: no gradient flows through "before", so that no layer can gain by spoiling
-            the input of the next.
+        detach_previous: where no gradient flows through "before". True: nowhere does it, so no layer
+            can gain by spoiling the input of the next. False: it always does, the paper's. "violated":
+            it is cut off where the previous layer violates its own constraint, margin included, so
+            that a layer with descent to spare may leave some to the next, and no more than that.
         first_layer: the first layer that is constrained; 1 is all.
         margin: added to epsilon in training alone, so that constraints hold on unseen data too.
 
@@ -47,7 +49,7 @@ class DescentConstraint(ABC):
         *,
         epsilon: float | Sequence[float] = 0.1,
         form: Form = "ratio",
-        detach_previous: bool = True,
+        detach_previous: bool | Literal["violated"] = "violated",
         first_layer: int = 1,
         margin: float = 0.0,
     ) -> None:
@@ -59,7 +61,9 @@ class DescentConstraint(ABC):
                 f"epsilon + margin: expected less than 1, got {epsilon} + {margin}"
             )
         self.form = checks.choice("form", form, ("ratio", "difference", "mean_ratio"))
-        self.detach_previous = checks.boolean("detach_previous", detach_previous)
+        self.detach_previous = detach_previous
+        if detach_previous != "violated":
+            checks.boolean('detach_previous (or "violated")', detach_previous)
         self.first_layer = checks.integer("first_layer", first_layer)
 
     @abstractmethod
@@ -86,7 +90,19 @@ class DescentConstraint(ABC):
     def moments(self, problem: Problem, path: Trajectory, batch: Batch) -> Tensor:
         """The batch means from which :meth:`slack_of` makes the slack, (2, L); see :meth:`pairs`."""
         before, after = self.measures(problem, path, batch)
-        return self.pairs(before.detach() if self.detach_previous else before, after).mean(-1)
+        return self.pairs(self._detached(before, after), after).mean(-1)
+
+    def _detached(self, before: Tensor, after: Tensor) -> Tensor:
+        """ "before", (L, B), cut off from its graph as ``detach_previous`` says."""
+        if self.detach_previous is False:
+            return before
+        if self.detach_previous is True:
+            return before.detach()
+        with torch.no_grad():
+            slack = self.slack_of(self.pairs(before, after).mean(-1), margin=self.margin)
+        # the first layer's input is no layer's output
+        to_spare = torch.cat([slack.new_zeros(1, dtype=torch.bool), slack[:-1] < 0])
+        return torch.where(to_spare[:, None], before, before.detach())
 
     def pairs(self, before: Tensor, after: Tensor) -> Tensor:
         """What the slack averages over the instances, (2, L, B), from measures (L, B).

@@ -100,16 +100,31 @@ def test_a_perturbed_path_is_measured_from_what_each_layer_received():
     assert torch.allclose(after, distance(clean.states[1:], batch.target))
 
 
-@pytest.mark.parametrize("detach", [True, False])
-def test_detached_no_layer_gains_by_spoiling_its_input(detach):
-    """With the input detached, the last constraint sends no gradient to the states before."""
+@pytest.mark.parametrize(
+    ("detach", "epsilon", "reaches"),
+    [
+        (True, 0.1, False),
+        (False, 0.1, True),
+        ("violated", 0.001, True),  # layer 2 has descent to spare, see below
+        ("violated", 0.999, False),
+    ],
+)
+def test_where_the_gradient_reaches_the_layer_before(detach, epsilon, reaches):
+    """Whether the constraint of layer 3 sends a gradient to y_2, which layer 2 returned."""
     problem = make_problem()
     batch = make_batch(problem)
-    path = path_of(problem)
-    constraint = Distance(detach_previous=detach)
+    target = batch.target
+    offsets = torch.tensor([4.0, 3.0, 2.0, 1.9], dtype=torch.float64).view(4, 1, 1)
+    path = Trajectory((target + offsets).requires_grad_())
+    constraint = Distance(epsilon=epsilon, detach_previous=detach)
     constraint.slack(problem, path, batch)[2].backward()
-    reached = path.states.grad.abs().sum((1, 2)) > 0
-    assert reached.tolist() == [False, False, not detach, True]
+    reached = (path.states.grad.abs().sum((1, 2)) > 0).tolist()
+    assert reached == [False, False, reaches, True]
+
+
+def test_refuses_detach_previous():
+    with pytest.raises(InvalidValue, match="detach_previous"):
+        Distance(detach_previous="sometimes")
 
 
 def test_distance_refuses_what_would_only_broadcast():

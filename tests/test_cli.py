@@ -1,0 +1,148 @@
+"""Routing, help, completion, plug-ins and start-up of the command line."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sdunroll as package
+from sdunroll import cli
+from tests.conftest import TINY
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def python(code, *arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, *code.split(), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"]])
+def test_help_names_every_command(sdunroll, arguments):
+    outcome = sdunroll(*arguments)
+    assert outcome.status == 0
+    assert all(re.search(rf"^  {name} ", outcome.out, re.M) for name in cli.COMMANDS)
+
+
+def test_no_command_is_an_error_with_the_help(sdunroll):
+    outcome = sdunroll()
+    assert outcome.status == 2
+    assert "Commands" in outcome.out
+
+
+def test_version(sdunroll):
+    assert sdunroll("--version").out.strip() == package.__version__
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_help_of_a_command(sdunroll, command):
+    outcome = sdunroll(command, "--help")
+    assert outcome.status == 0
+    assert outcome.out.startswith(f"sdunroll {command}")
+    for part in ("Examples", "Overrides", "seed="):
+        assert part in outcome.out
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_cfg_job_shows_the_configuration(sdunroll, tmp_path, command):
+    outcome = sdunroll(command, "--cfg", "job", *([] if command == "train" else ["run=x"]))
+    assert outcome.status == 0
+    assert "seed: 0" in outcome.out
+    assert not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.parametrize(("arguments", "heavy"), [("--help", "hydra"), ("train --help", "torch")])
+def test_help_imports_nothing_heavy(arguments, heavy):
+    code = (
+        "import sys; from sdunroll import cli; "
+        f"sys.argv = ['sdunroll', *{arguments.split()}]; "
+        "status = cli.main(); "
+        f"sys.exit(3 if '{heavy}' in sys.modules else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_runs_as_a_module_from_any_directory(tmp_path):
+    done = python("-m sdunroll", "--version", cwd=tmp_path)
+    assert done.stdout.strip() == package.__version__
+    assert python("-m sdunroll", "nonsense", cwd=tmp_path).returncode == 2
+
+
+def complete(line):
+    """What Hydra's completion script gets for a line typed so far."""
+    environment = {**os.environ, "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    done = subprocess.run(
+        [sys.executable, "-m", "sdunroll", "-sc", "query=bash"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("sdunroll ", {"train", "eval", "perturb"}),
+        ("sdunroll tr", {"train"}),
+        ("sdunroll train constr", {"constrained=", "constraint=", "constraint."}),
+        ("sdunroll train constraint=", {"constraint=distance", "constraint=gradient"}),
+        ("sdunroll perturb perturbation=in", {"perturbation=input_noise", "perturbation=initial"}),
+    ],
+)
+def test_completion(line, expected):
+    assert expected <= set(complete(line))
+
+
+def test_completion_script_can_be_installed():
+    done = python("-m sdunroll", "-sc", "install=bash")
+    assert done.returncode == 0
+    assert "COMP_LINE" in done.stdout
+
+
+def blocks(language):
+    """The README's code blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.S)
+
+
+def test_the_plug_in_of_the_readme(sdunroll, tmp_path):
+    """The example as it stands: one file, one yaml, trained, evaluated, perturbed."""
+    folder = tmp_path / "work"
+    (code,) = [block for block in blocks("python") if "class StepSizes" in block]
+    (config,) = [block for block in blocks("yaml") if "my_network.StepSizes" in block]
+    (folder / "my_network.py").write_text(code)
+    (folder / "my_configs" / "network").mkdir(parents=True)
+    (folder / "my_configs" / "network" / "step_sizes.yaml").write_text(config)
+    plug_in = ["--config-dir", "my_configs", "network=step_sizes"]
+    outcome = sdunroll("train", *plug_in, *TINY)
+    assert outcome.status == 0, outcome.err
+    assert "step_sizes" not in sys.modules
+    for command in ("eval", "perturb"):
+        done = sdunroll(command, f"run={outcome.run}")
+        assert done.status == 0, done.err
+
+
+def test_the_overrides_of_the_readme_exist():
+    """Every key in the README's table of overrides is a key of some command's configuration."""
+    from sdunroll.suggest import known_keys
+
+    known = {key for command in cli.COMMANDS for key in known_keys(cli.config_folder(), command)}
+    table = README.read_text().split("## Overrides")[1].split("##")[0]
+    first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    for cell in first_cells:
+        prefix = ""
+        for key in re.findall(r"`([^`]+)`", cell):
+            full = key if "." in key or not prefix else f"{prefix}.{key}"
+            assert full in known or key in known, key
+            prefix = key.rsplit(".", 1)[0] if "." in key else prefix
