@@ -9,8 +9,10 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -26,6 +28,17 @@ FORMAT = 1  # raised whenever the same key could stand for other tensors than be
 Key = Mapping[str, object]
 
 
+class WriteError(UserError):
+    """A file that could not be written."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        super().__init__(
+            f"{path}: could not be written ({reason}); what was there before is intact; "
+            "make room, or choose a place that can be written"
+        )
+
+
 def digest(tensor: Tensor) -> str:
     """SHA-256 of a tensor's dtype, shape and values."""
     array = tensor.detach().cpu().contiguous().numpy()
@@ -34,19 +47,26 @@ def digest(tensor: Tensor) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, sync it and put it in place of ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    """Let ``write`` fill a temporary file beside ``path``, sync it and put it in place of ``path``.
+
+    Errors: :class:`WriteError`; what stood at ``path`` before is then still there.
+    """
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only the owner may read
         temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+        raise WriteError(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -66,10 +86,21 @@ def load_checked(path: Path) -> dict:
         if damaged is not None:
             raise ValueError(f"record {damaged} does not match its checksum")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, KeyError, NotImplementedError) as error:
+    except DAMAGE as error:
         raise ValueError(
             str(error).splitlines()[0] if str(error) else type(error).__name__
         ) from error
+
+
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    pickle.UnpicklingError,
+    EOFError,
+    RuntimeError,
+    KeyError,
+    NotImplementedError,
+)  # what a damaged or foreign file makes the readers raise
 
 
 class Cache:
@@ -102,19 +133,23 @@ class Cache:
         text = json.dumps({**key, "format": FORMAT}, sort_keys=True)
         name = f"{key['what']}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
         path = self.folder / f"{name}.pt"
+        lock = FileLock(self.folder / f"{name}.lock")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / f"{name}.lock"):
-                found = self._read(path, text)
-                if found is None:
-                    found = {name: tensor.cpu() for name, tensor in compute().items()}
-                    entry = {"key": text, "tensors": found}
-                    write_atomically(path, lambda target: torch.save(entry, target))
-        except OSError as error:
+            lock.acquire()
+        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
             raise UserError(
-                f"cache: cannot use {self.folder} ({error.strerror or error}); "
-                "set SDUNROLL_CACHE to a folder that can be written and has room"
+                f"cache: cannot use {self.folder} ({error}); "
+                "set SDUNROLL_CACHE to a folder that can be written and locked"
             ) from error
+        try:
+            found = self._read(path, text)
+            if found is None:
+                found = {name: tensor.cpu() for name, tensor in compute().items()}
+                entry = {"key": text, "tensors": found}
+                write_atomically(path, lambda target: torch.save(entry, target))
+        finally:
+            lock.release()
         return found
 
     @staticmethod
@@ -123,7 +158,7 @@ class Cache:
             return None
         try:
             entry = load_checked(path)
-            if not isinstance(entry, dict) or entry.get("key") != text:
+            if not isinstance(entry, dict) or entry.get("key") != text or "tensors" not in entry:
                 raise ValueError("made for something else or by another version")
             return dict(entry["tensors"])
         except ValueError as error:

@@ -7,7 +7,8 @@ import importlib
 import logging
 import os
 import sys
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
 from io import TextIOBase
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
@@ -78,15 +79,16 @@ def _run(command: str, arguments: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     full_errors = bool(os.environ.get("SDUNROLL_TRACEBACK"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to this function
+    logging.raiseExceptions = False  # a log that cannot be written must not hide the error itself
     sys.path.append(os.getcwd())  # a user's own network is found beside the user's own config
     try:
-        with redirect_stderr(_WithoutEcho(sys.stderr)):
+        with redirect_stderr(_WithoutEcho(sys.stderr)), _one_line_usage_errors(command):
             _application(command)()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BrokenPipeError:  # the reader of our output has left: `sdunroll ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -97,6 +99,24 @@ def _run(command: str, arguments: list[str]) -> int:
             print(f"error: {one_line(error, command, arguments)}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextmanager
+def _one_line_usage_errors(command: str) -> Iterator[None]:
+    """Hydra's argument parser prints its usage and exits with 2; make that an error like others."""
+    from argparse import ArgumentParser
+
+    from sdunroll.checks import UserError
+
+    def refuse(parser: ArgumentParser, message: str) -> NoReturn:
+        raise UserError(f"{message}; see sdunroll {command} --help")
+
+    original = ArgumentParser.error
+    ArgumentParser.error = refuse  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        ArgumentParser.error = original  # type: ignore[method-assign]
 
 
 class _WithoutEcho(TextIOBase):
@@ -160,13 +180,14 @@ def _report_failure(error: Exception, command: str) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    logging.getLogger("sdunroll.traceback").error("failed", exc_info=error)
     settings = HydraConfig.get()
     job = ""
     if settings.mode == RunMode.MULTIRUN:
         job = f"job {settings.job.num} ({settings.job.override_dirname}): "
     print(f"error: {job}{one_line(error, command, sys.argv[1:])}", file=sys.stderr)
     error.already_shown = True  # type: ignore[attr-defined]
+    with suppress(OSError):  # the log file cannot be opened
+        logging.getLogger("sdunroll.traceback").error("failed", exc_info=error)
 
 
 def one_line(error: BaseException, command: str, arguments: list[str]) -> str:
@@ -185,7 +206,7 @@ def one_line(error: BaseException, command: str, arguments: list[str]) -> str:
         return explain(error, config_folder(), command, arguments)
     text = " ".join(str(error).split())
     if isinstance(error, OSError):
-        return f"{text}; nothing else was changed"
+        return f"{text}; check the path, its permissions and the room on the disk"
     return f"{type(error).__name__}: {text}; set SDUNROLL_TRACEBACK=1 to see where"
 
 

@@ -112,9 +112,9 @@ def summarise(
 def layer_table(
     figures: LayerFigures, constraint: DescentConstraint, *, seed: int
 ) -> list[dict[str, Any]]:
-    """A row a state l = 0 .. L: ``layer``, the figures, and from l = 1 ``slack`` and
-    ``descent_frequency`` (the share of instances with m(y_l) < m(y_{l-1})); each figure as
-    :func:`summarise` gives it."""
+    """A row a state l = 0 .. L: ``layer``, the figures, ``measured`` (by the constraint) and from
+    l = 1 ``slack`` and ``descent_frequency`` (the share of instances with m(y_l) < m(y_{l-1})); each
+    figure as :func:`summarise` gives it."""
     weights = bootstrap_weights(figures.distance.shape[1], seed=seed)
     columns = {}
     for name in STATE_FIGURES:
@@ -128,11 +128,13 @@ def layer_table(
     moments = pairs.mean(-1)
     per_instance = constraint.slack_terms(pairs, moments)  # (L, N)
     slack = constraint.slack_of(moments)
+    measured = torch.cat([before[:1], after])
+    columns["measured"] = summarise(measured, weights @ measured.T)
     columns["slack"] = summarise(per_instance, constraint.slack_of(resampled), slack)
     rows: list[dict[str, Any]] = []
     for layer in range(len(figures.distance)):
         row: dict[str, Any] = {"layer": layer}
-        row |= {name: columns[name][layer] for name in STATE_FIGURES}
+        row |= {name: columns[name][layer] for name in (*STATE_FIGURES, "measured")}
         if layer:
             row |= {name: columns[name][layer - 1] for name in ("slack", "descent_frequency")}
         rows.append(row)

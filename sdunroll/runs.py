@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sdunroll.cache import load_checked, write_atomically
+from sdunroll.cache import WriteError, load_checked, write_atomically
 from sdunroll.checks import UserError
 
 FORMAT = 1  # of the run directory; raised when an older one could be misread
@@ -77,15 +77,19 @@ class Run:
 
         Errors: :class:`RunError` if it is one already: nothing is overwritten.
         """
+        cls.check_free(folder)
+        write_json(folder / "provenance.json", provenance)
+        write_atomically(folder / "config.yaml", lambda path: OmegaConf.save(config, path))
+        return cls(folder)
+
+    @staticmethod
+    def check_free(folder: Path) -> None:
+        """Errors: :class:`RunError` if ``folder`` holds a run already."""
         if (folder / "config.yaml").exists():
             raise RunError(
                 f"{folder}: holds a run already; take another hydra.run.dir, or go on with "
                 f"`sdunroll train resume={folder}`"
             )
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_json(folder / "provenance.json", provenance)
-        write_atomically(folder / "config.yaml", lambda path: OmegaConf.save(config, path))
-        return cls(folder)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write ``value`` to ``name``, a path inside the run directory."""
@@ -130,11 +134,14 @@ class Run:
         """Add a row to ``history.csv``, with a header if it is the first."""
         path = self.folder / "history.csv"
         new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        try:
+            with path.open("a", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, list(row), lineterminator="\n")
+                if new:
+                    writer.writeheader()
+                writer.writerow(row)
+        except OSError as error:
+            raise WriteError(path, error) from error
 
     def history(self) -> list[dict[str, float]]:
         """The rows of ``history.csv``, a last row that was cut off left out."""

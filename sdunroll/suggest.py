@@ -15,7 +15,7 @@ def explain(error: Exception, configs: Path, command: str, arguments: list[str])
             _overridden(next(filter(None, key.groups())), arguments), configs, command
         )
     if choice := re.search(r"(?:Could not find|In '[^']*': Could not find) '([^']+)'", text):
-        return _unknown_choice(choice.group(1), configs)
+        return _unknown_choice(choice.group(1), [configs, *_own_configs(arguments)])
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         name = missing.group(1)
         return (
@@ -45,10 +45,19 @@ def _unknown_key(key: str, configs: Path, command: str) -> str:
     return f"{key}: no such key{hint} (sdunroll {command} --cfg job shows all keys)"
 
 
-def _unknown_choice(choice: str, configs: Path) -> str:
+def _own_configs(arguments: list[str]) -> list[Path]:
+    """The folder that the user gave with ``--config-dir``, if any."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return [
+        Path(following if argument in ("--config-dir", "-cd") else argument.split("=", 1)[1])
+        for argument, following in pairs
+        if argument in ("--config-dir", "-cd") or argument.startswith("--config-dir=")
+    ]
+
+
+def _unknown_choice(choice: str, folders: list[Path]) -> str:
     group, _, name = choice.rpartition("/")
-    folder = configs / group
-    options = sorted(path.stem for path in folder.glob("*.yaml")) if folder.is_dir() else []
+    options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
     if not options:
         return f"{choice}: no such config; see --help for the groups"
     near = get_close_matches(name, options, n=1)

@@ -2,12 +2,13 @@ import logging
 import multiprocessing
 import os
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
 from sdunroll import cache as caching
-from sdunroll.cache import Cache, digest, load_checked, write_atomically
+from sdunroll.cache import Cache, WriteError, digest, load_checked, write_atomically
 from sdunroll.checks import UserError
 
 KEY = {"what": "numbers", "seed": 1}
@@ -63,7 +64,11 @@ def replace(path):
     torch.save({"key": "another", "tensors": make()}, path)
 
 
-@pytest.mark.parametrize("damage", [cut, empty, flip, replace])
+def evil(path):
+    torch.save({"key": "", "tensors": os.system}, path)  # a global that weights_only refuses
+
+
+@pytest.mark.parametrize("damage", [cut, empty, flip, replace, evil])
 def test_a_damaged_entry_is_noticed_and_rebuilt(tmp_path, damage, caplog):
     compute = Counter()
     Cache(tmp_path).tensors(KEY, compute)
@@ -151,16 +156,28 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
 
     def fail(target):
         target.write_text("half")
-        raise OSError("No space left on device")
+        raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(WriteError, match=r"could not be written \(No space left on device"):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
 
 
 def test_load_checked_runs_no_code(tmp_path):
-    path = tmp_path / "evil.pt"
-    torch.save({"x": os.system}, path)  # a global that weights_only refuses
-    with pytest.raises(Exception, match=r"[Ww]eights"):
-        load_checked(path)
+    evil(tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match=r"[Ww]eights"):
+        load_checked(tmp_path / "evil.pt")
+
+
+def test_a_full_disk_while_saving_tensors():
+    """What torch.save raises then is no OSError."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    with pytest.raises(RuntimeError):
+        torch.save(make(), "/dev/full")
+    path = Path("/dev/shm") / "sdunroll-test" / "entry"
+    with pytest.raises(WriteError, match="make room"):
+        write_atomically(path, lambda _: torch.save(make(), "/dev/full"))
+    assert not list(path.parent.iterdir())
+    path.parent.rmdir()

@@ -55,7 +55,7 @@ def test_help_of_a_command(sdunroll, command):
 def test_cfg_job_shows_the_configuration(sdunroll, tmp_path, command):
     outcome = sdunroll(command, "--cfg", "job", *([] if command == "train" else ["run=x"]))
     assert outcome.status == 0
-    assert "seed: 0" in outcome.out
+    assert "seed: " in outcome.out
     assert not list((tmp_path / "work").iterdir())
 
 
@@ -127,7 +127,6 @@ def test_the_plug_in_of_the_readme(sdunroll, tmp_path):
     plug_in = ["--config-dir", "my_configs", "network=step_sizes"]
     outcome = sdunroll("train", *plug_in, *TINY)
     assert outcome.status == 0, outcome.err
-    assert "step_sizes" not in sys.modules
     for command in ("eval", "perturb"):
         done = sdunroll(command, f"run={outcome.run}")
         assert done.status == 0, done.err

@@ -63,6 +63,7 @@ def test_share_that_descends_counts_strict_descent_once():
     assert rows[1]["descent_frequency"]["mean"] == 1.0
     assert rows[2]["descent_frequency"]["mean"] == 0.5
     assert rows[1]["slack"]["mean"] == pytest.approx(0.05)
+    assert [row["measured"]["mean"] for row in rows] == pytest.approx([1.0, 0.95, 0.9975])
 
 
 def test_bootstrap_agrees_with_scipy():

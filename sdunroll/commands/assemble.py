@@ -1,5 +1,6 @@
 """From a config to objects: the only place where configs are read, with the commands themselves."""
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +22,19 @@ from sdunroll.runs import Run, RunError
 
 log = logging.getLogger(__name__)
 
+DEFAULT_THREADS = torch.get_num_threads()  # before another job of a sweep has changed it
+
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """The objects of a run, problem and network on the device."""
+    """The objects of a run, problem and network on the device.
+
+    ``reference`` is the problem on the CPU, where instances are made and optima are solved, so that
+    they are the same wherever the network runs.
+    """
 
     source: Source
+    reference: Problem
     problem: Problem
     network: UnrolledNetwork
     constraint: DescentConstraint
@@ -34,8 +42,7 @@ class Experiment:
 
     def instances(self, split: Split) -> Batch:
         """The problem's instances of a split, on the device."""
-        # solved on the CPU, so that the optima are the same wherever the network runs
-        return self.problem.cpu().instances(self.source.signals(split)).to(self.device)
+        return self.reference.instances(self.source.signals(split)).to(self.device)
 
 
 def instantiate(config: DictConfig, group: str, **arguments: Any) -> Any:
@@ -69,8 +76,10 @@ def set_up_torch(config: DictConfig) -> torch.device:
 
     Errors: ``device=cuda`` where there is none.
     """
-    if config.threads is not None:
-        torch.set_num_threads(checks.integer("threads", config.threads))
+    threads = (
+        DEFAULT_THREADS if config.threads is None else checks.integer("threads", config.threads)
+    )
+    torch.set_num_threads(threads)
     name = checks.choice("device", config.device, ("auto", "cpu", "cuda"))
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
@@ -94,9 +103,13 @@ def assemble(
     constraint = instantiate(config, "constraint")
     problem_state = None if state is None else state["problem"]
     problem = instantiate(config, "problem", source=source, cache=cache, state=problem_state)
+    reference = copy.deepcopy(problem)  # before a network takes the problem along to its device
     weights_rng = generator(config.seed, "weights")
     network = instantiate(config, "network", problem=problem, generator=weights_rng)
-    constraint.layers(network.num_layers)  # refuses what does not fit
+    try:
+        constraint.layers(network.num_layers)
+    except checks.InvalidValue as error:
+        raise checks.InvalidValue(f"constraint.{error}") from error
     if state is not None:
         try:
             network.load_state_dict(state["network"])
@@ -105,13 +118,19 @@ def assemble(
                 f"{state['path']}: does not fit the network that config.yaml beside it describes; "
                 "restore the file that belongs there, or train again"
             ) from error
-    return Experiment(source, problem.to(device), network.to(device), constraint, device)
+    return Experiment(source, reference, problem.to(device), network.to(device), constraint, device)
 
 
 def load_best(folder: str, device: torch.device) -> tuple[Run, Experiment]:
     """The run in ``folder`` with the weights of its best epoch."""
     run = Run(folder)
     return run, assemble(run.config, device, run.load_checkpoint("best"))
+
+
+def seed_of(config: DictConfig, run: Run) -> int:
+    """The seed that an evaluation asks for, by default the run's own."""
+    seed = run.config.seed if config.seed is None else config.seed
+    return checks.integer("seed", seed, low=0)
 
 
 @contextmanager

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from sdunroll import checks, metrics
-from sdunroll.commands.assemble import Experiment, load_best, log_to, set_up_torch
+from sdunroll import metrics
+from sdunroll.commands.assemble import Experiment, load_best, log_to, seed_of, set_up_torch
 from sdunroll.data import Batch
 from sdunroll.randomness import generator
 from sdunroll.report import figures, tables
@@ -19,15 +19,15 @@ SHOWN = 6  # signals in the picture of reconstructions
 
 def main(config: DictConfig) -> None:
     """Evaluate the run in ``config.run`` and write ``eval/`` into it."""
-    checks.integer("seed", config.seed, low=0)
     device = set_up_torch(config)
     run, experiment = load_best(config.run, device)
+    seed = seed_of(config, run)
     with log_to(run.folder / "eval" / "eval.log"):
         test = experiment.instances("test")
         measured = metrics.evaluate(
-            experiment.network, experiment.problem, experiment.constraint, test, seed=config.seed
+            experiment.network, experiment.problem, experiment.constraint, test, seed=seed
         )
-        result = _result(experiment, test, measured, config.seed)
+        result = _result(experiment, test, measured, seed)
         run.write_json("eval/metrics.json", result)
         history = run.history()
         folder = run.folder / "eval" / "figures"
@@ -35,7 +35,7 @@ def main(config: DictConfig) -> None:
         figures.training(history, folder)
         target_l1 = test.target.abs().flatten(1).sum(1)
         figures.l1_histograms(measured.l1_norm.numpy(), target_l1.cpu().numpy(), folder)
-        _picture_reconstructions(experiment, test, config.seed, folder / "reconstructions.png")
+        _picture_reconstructions(experiment, test, seed, folder / "reconstructions.png")
     print(tables.layer_table(result))
     print()
     print(tables.baseline_table(result))
@@ -50,8 +50,10 @@ def _result(
     return {
         "num_samples": len(test.obs),
         "epsilon": constraint.epsilon[0] if len(constraint.epsilon) == 1 else constraint.epsilon,
-        "measure": type(constraint).__name__,
+        "measure": constraint.name,
         "form": constraint.form,
+        "first_layer": constraint.first_layer,
+        "seed": seed,
         "optimum_relative_gap": None if certificate is None else certificate.max().item(),
         "layers": metrics.layer_table(measured, constraint, seed=seed),
         "baselines": metrics.baseline_figures(

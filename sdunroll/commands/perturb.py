@@ -7,7 +7,14 @@ import torch
 from omegaconf import DictConfig, ListConfig
 
 from sdunroll import checks, metrics
-from sdunroll.commands.assemble import Experiment, instantiate, load_best, log_to, set_up_torch
+from sdunroll.commands.assemble import (
+    Experiment,
+    instantiate,
+    load_best,
+    log_to,
+    seed_of,
+    set_up_torch,
+)
 from sdunroll.data import Batch
 from sdunroll.perturbations import Perturbation
 from sdunroll.randomness import generator
@@ -17,14 +24,16 @@ from sdunroll.runs import Run
 
 def main(config: DictConfig) -> None:
     """Perturb the run in ``config.run`` and write ``perturb/NAME.json`` into it."""
-    checks.integer("seed", config.seed, low=0)
     levels = _levels(config.levels)
     disturbances = [instantiate(config, "perturbation", level=level) for level in levels]
     device = set_up_torch(config)
     run, experiment = load_best(config.run, device)
     other = None if config.against is None else load_best(config.against, device)
+    if other is not None:
+        _check_comparable(experiment, other[1], config.against)
+    seed = seed_of(config, run)
     with log_to(run.folder / "perturb" / "perturb.log"):
-        perturb = partial(_perturb, disturbances=disturbances, seed=config.seed)
+        perturb = partial(_perturb, disturbances=disturbances, seed=seed)
         result = {"perturbation": config.name, "label": _label(run), **perturb(experiment)}
         if other is not None:
             against, second = other
@@ -35,6 +44,15 @@ def main(config: DictConfig) -> None:
         figures.levels(result, run.folder / "perturb" / "figures" / f"{config.name}.png")
     print(tables.level_table(result))
     print(f"\n{run.folder / 'perturb'}")
+
+
+def _check_comparable(experiment: Experiment, other: Experiment, against: str) -> None:
+    """Errors: runs whose test instances differ, so that their distances cannot be compared."""
+    pairs = zip(experiment.instances("test"), other.instances("test"), strict=True)
+    if not all(one.shape == two.shape and torch.equal(one, two) for one, two in pairs):
+        raise checks.InvalidValue(
+            f"against: expected a run on the same data and problem, got {against} with others"
+        )
 
 
 def _levels(given: Any) -> list[float]:
@@ -65,9 +83,7 @@ def _row(
     obs = disturbance.observe(test.obs.cpu(), rng, experiment.source.value_range)
     data = test
     if not torch.equal(obs, test.obs.cpu()):
-        optimum = experiment.problem.cpu().optimum(obs)
-        experiment.problem.to(experiment.device)
-        data = Batch(obs, optimum).to(experiment.device)
+        data = Batch(obs, experiment.reference.optimum(obs)).to(experiment.device)
     measured = metrics.evaluate(
         experiment.network,
         experiment.problem,

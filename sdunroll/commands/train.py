@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from sdunroll import metrics
+from sdunroll.cache import WriteError
 from sdunroll.checks import InvalidValue, UserError, boolean
 from sdunroll.commands.assemble import Experiment, assemble, instantiate, set_up_torch
 from sdunroll.runs import Run, collect_provenance, peak_memory_bytes
@@ -28,6 +29,10 @@ def main(config: DictConfig) -> None:
         training, experiment, run = _begin(config)
     else:
         training, experiment, run = _go_on(config)
+    if training.finished() and (run.folder / "summary.json").exists():
+        log.info("%s has finished its %d epochs", run.folder, training.epochs_done)
+        print(run.folder)
+        return
     try:
         _train(training, experiment, run)
     except KeyboardInterrupt:
@@ -37,10 +42,8 @@ def main(config: DictConfig) -> None:
             then = "nothing was saved yet, train again"
         log.error("interrupted in epoch %d; %s", training.epochs_done + 1, then)
         raise
-    provenance = run.provenance
-    provenance["wall_seconds"] = (provenance["wall_seconds"] or 0.0) + time.monotonic() - began
-    provenance["peak_memory_bytes"] = peak_memory_bytes()
-    run.write_json("provenance.json", provenance)
+    finally:
+        _add_cost(run, time.monotonic() - began)
     if training.finished():
         _summarise(training, experiment, run)
     else:
@@ -51,9 +54,19 @@ def main(config: DictConfig) -> None:
     print(run.folder)
 
 
+def _add_cost(run: Run, seconds: float) -> None:
+    """Add this session's time and memory to the provenance."""
+    provenance = run.provenance
+    provenance["wall_seconds"] = (provenance["wall_seconds"] or 0.0) + seconds
+    peak = max(provenance["peak_memory_bytes"] or 0, peak_memory_bytes())
+    provenance["peak_memory_bytes"] = peak
+    run.write_json("provenance.json", provenance)
+
+
 def _build(
     config: DictConfig, device: torch.device, state: dict[str, Any] | None = None
 ) -> tuple[Training, Experiment]:
+    constrained = boolean("constrained", config.constrained)
     settings = instantiate(config, "training")
     dual = instantiate(config, "dual")
     experiment = assemble(config, device, state)
@@ -62,7 +75,7 @@ def _build(
         network=experiment.network,
         problem=experiment.problem,
         constraint=experiment.constraint,
-        constrained=boolean("constrained", config.constrained),
+        constrained=constrained,
         dual=dual,
         train=experiment.instances("train"),
         val=experiment.instances("val"),
@@ -75,8 +88,10 @@ def _build(
 
 def _begin(config: DictConfig) -> tuple[Training, Experiment, Run]:
     device = set_up_torch(config)
-    training, experiment = _build(config, device)
     hydra_config = HydraConfig.get()
+    folder = _short(hydra_config.runtime.output_dir)
+    Run.check_free(folder)
+    training, experiment = _build(config, device)
     provenance = collect_provenance(
         device=_device_name(device),
         threads=torch.get_num_threads(),
@@ -88,7 +103,7 @@ def _begin(config: DictConfig) -> tuple[Training, Experiment, Run]:
     return (
         training,
         experiment,
-        Run.create(_short(hydra_config.runtime.output_dir), resolved, provenance),
+        Run.create(folder, resolved, provenance),
     )
 
 
@@ -115,8 +130,6 @@ def _go_on(config: DictConfig) -> tuple[Training, Experiment, Run]:
     )
     state = run.load_checkpoint("last")
     training, experiment = _build(stored, device, state)
-    if training.finished():
-        log.info("%s has finished its %d epochs", run.folder, training.epochs_done)
     run.truncate_history(training.epochs_done)
     return training, experiment, run
 
@@ -129,7 +142,10 @@ def _train(training: Training, experiment: Experiment, run: Run) -> None:
     ) as bar:
         for epoch in training.run():
             _save(training, experiment, run, epoch)
-            worst = max(range(len(epoch.slack)), key=epoch.val_slack.__getitem__)
+            worst = max(
+                range(experiment.constraint.first_layer - 1, len(epoch.val_slack)),
+                key=epoch.val_slack.__getitem__,
+            )
             bar.set_postfix_str(
                 f"loss {epoch.train_loss:.4g}, worst slack {epoch.val_slack[worst]:+.3f} "
                 f"(layer {worst + 1})"
@@ -149,12 +165,8 @@ def _save(training: Training, experiment: Experiment, run: Run, epoch: Epoch) ->
         if epoch.best:
             run.save_checkpoint("best", weights)
         run.save_checkpoint("last", training.state_dict() | {"problem": weights["problem"]})
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"{run.folder}: the checkpoint of epoch {epoch.epoch} could not be written "
-            f"({' '.join(str(error).split())}); the one before is intact, make room and go on with: "
-            f"sdunroll train resume={run.folder}"
-        ) from error
+    except WriteError as error:
+        raise UserError(f"{error}; then go on with: sdunroll train resume={run.folder}") from error
 
 
 def _history_row(epoch: Epoch) -> dict[str, Any]:
@@ -184,11 +196,13 @@ def _summarise(training: Training, experiment: Experiment, run: Run) -> None:
     )
     pairs = experiment.constraint.pairs(figures.before.double(), figures.after.double())
     slack = experiment.constraint.slack_of(pairs.mean(-1)).tolist()
+    first = experiment.constraint.first_layer - 1
+    worst = max(range(first, len(slack)), key=slack.__getitem__)
     summary = {
         "final_distance": float(figures.distance[-1].double().mean()),
         "final_loss": float(figures.distance[-1].double().square().mean() / 2),
         "slack": slack,
-        "feasible": all(value <= 0 for value in slack[experiment.constraint.first_layer - 1 :]),
+        "feasible": all(value <= 0 for value in slack[first:]),
         "epochs": training.epochs_done,
         "best_epoch": training.best_epoch,
         "seconds": run.provenance["wall_seconds"],
@@ -197,7 +211,7 @@ def _summarise(training: Training, experiment: Experiment, run: Run) -> None:
     verdict = "every layer descends" if summary["feasible"] else "not every layer descends"
     print(
         f"test split: final distance {summary['final_distance']:.4f}, worst slack "
-        f"{max(slack):+.4f} (layer {slack.index(max(slack)) + 1}), {verdict} as demanded"
+        f"{slack[worst]:+.4f} (layer {worst + 1}), {verdict} as demanded"
     )
 
 

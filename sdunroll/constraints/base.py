@@ -34,36 +34,47 @@ class DescentConstraint(ABC):
     Args:
         epsilon: required relative descent, one number or one a layer, 0 < epsilon < 1.
         form: see above.
-        detach_previous: where no gradient flows through "before". True: nowhere does it, so no layer
-            can gain by spoiling the input of the next. False: it always does, the paper's. "violated":
-            it is cut off where the previous layer violates its own constraint, margin included, so
-            that a layer with descent to spare may leave some to the next, and no more than that.
+        detach_previous: no gradient flows through "before", so that no layer can gain by spoiling
+            the input of the next. False is the paper's.
+        spare: with ``detach_previous``, the exception: a layer that descends by more than
+            epsilon + spare (the margin does not count) has descent to spare, and the next may ask
+            for some of it: its "before" is not detached. None for no exception.
         first_layer: the first layer that is constrained; 1 is all.
         margin: added to epsilon in training alone, so that constraints hold on unseen data too.
 
     Errors: values outside what they may be.
     """
 
+    name: str  #: the measure in a word, for tables and files
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" not in vars(cls):
+            cls.name = cls.__name__.lower()
+
     def __init__(
         self,
         *,
         epsilon: float | Sequence[float] = 0.1,
         form: Form = "ratio",
-        detach_previous: bool | Literal["violated"] = "violated",
+        detach_previous: bool = True,
+        spare: float | None = 0.02,
         first_layer: int = 1,
         margin: float = 0.0,
     ) -> None:
-        values = [epsilon] if not isinstance(epsilon, Sequence) else list(epsilon)
+        several = isinstance(epsilon, Sequence) and not isinstance(epsilon, str)
+        values: list[object] = [*epsilon] if several else [epsilon]  # type: ignore[misc]
+        if not values:
+            raise checks.InvalidValue("epsilon: expected a number or a list of them, got []")
         self.margin = checks.number("margin", margin, low=0, below=1)
         self.epsilon = tuple(checks.number("epsilon", value, above=0, below=1) for value in values)
-        if max(self.epsilon, default=1) + self.margin >= 1:
+        if max(self.epsilon) + self.margin >= 1:
             raise checks.InvalidValue(
                 f"epsilon + margin: expected less than 1, got {epsilon} + {margin}"
             )
         self.form = checks.choice("form", form, ("ratio", "difference", "mean_ratio"))
-        self.detach_previous = detach_previous
-        if detach_previous != "violated":
-            checks.boolean('detach_previous (or "violated")', detach_previous)
+        self.detach_previous = checks.boolean("detach_previous", detach_previous)
+        self.spare = None if spare is None else checks.number("spare", spare, low=0)
         self.first_layer = checks.integer("first_layer", first_layer)
 
     @abstractmethod
@@ -93,15 +104,16 @@ class DescentConstraint(ABC):
         return self.pairs(self._detached(before, after), after).mean(-1)
 
     def _detached(self, before: Tensor, after: Tensor) -> Tensor:
-        """ "before", (L, B), cut off from its graph as ``detach_previous`` says."""
-        if self.detach_previous is False:
+        """The measure "before", (L, B), cut off from its graph as the settings say."""
+        if not self.detach_previous:
             return before
-        if self.detach_previous is True:
+        if self.spare is None:
             return before.detach()
         with torch.no_grad():
-            slack = self.slack_of(self.pairs(before, after).mean(-1), margin=self.margin)
+            ratio = after.mean(-1) / before.mean(-1).clamp_min(torch.finfo(before.dtype).tiny)
+            descends = 1 - ratio > before.new_tensor(self.epsilon) + self.spare  # (L,)
         # the first layer's input is no layer's output
-        to_spare = torch.cat([slack.new_zeros(1, dtype=torch.bool), slack[:-1] < 0])
+        to_spare = torch.cat([torch.zeros_like(descends[:1]), descends[:-1]])
         return torch.where(to_spare[:, None], before, before.detach())
 
     def pairs(self, before: Tensor, after: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ def distance(y: Tensor, target: Tensor) -> Tensor:
 class Distance(DescentConstraint):
     """m(y; x) = ||y - y*||_2, the distance to the target."""
 
+    name = "distance"
+
     def measure(self, problem: Problem, y: Tensor, batch: Batch) -> Tensor:
         return distance(y, batch.target)
 
@@ -33,12 +35,16 @@ class Distance(DescentConstraint):
 class GradientNorm(DescentConstraint):
     """m(y; x) = ||grad f(y; x)||_2, which needs no targets."""
 
+    name = "gradient"
+
     def measure(self, problem: Problem, y: Tensor, batch: Batch) -> Tensor:
         return norm(problem.gradient(y, batch.obs), y.ndim - batch.target.ndim + 1)
 
 
 class ObjectiveGap(DescentConstraint):
     """m(y; x) = f(y; x) - f(y*; x)."""
+
+    name = "objective"
 
     def measure(self, problem: Problem, y: Tensor, batch: Batch) -> Tensor:
         best = problem.objective(batch.target, batch.obs)  # (B,)

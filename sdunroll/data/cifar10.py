@@ -66,8 +66,8 @@ class Cifar10(Source):
         images = self._images()  # (N, 3, 32, 32) bytes
         wanted = sum(self.counts.values())
         if wanted > len(images):
-            raise checks.InvalidValue(
-                f"num_train + num_val + num_test: expected at most {len(images)}, got {wanted}"
+            raise checks.UserError(
+                f"data.num_train + num_val + num_test: expected at most {len(images)}, got {wanted}"
             )
         order = torch.randperm(len(images), generator=generator(self.seed, "cifar10")).numpy()
         first = sum(self.counts[name] for name in SPLITS[: SPLITS.index(split)])

@@ -110,8 +110,8 @@ class Photos(Source):
             areas += [halved(area) for area in areas]
         areas = [area for area in areas if min(area.shape[:2]) >= self.size]
         if not areas:
-            raise checks.InvalidValue(
-                f"size: the {split} bands of the photographs have no room for crops of {self.size} "
+            raise checks.UserError(
+                f"data.size: the {split} bands of the photographs have no room for crops of {self.size} "
                 "pixels; take a smaller size"
             )
         rng = generator(self.seed, f"photos/{split}")

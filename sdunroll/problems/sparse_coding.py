@@ -138,12 +138,16 @@ def sparse_coding(
     else:
         signals = source.signals("train").flatten(1)
         num_atoms = int(overcompleteness * signals.shape[1])
-        key = {
-            "what": "dictionary",
-            "signals": digest(signals),
-            "num_atoms": checks.integer("overcompleteness * features", num_atoms),
-            "learner": f"{type(learner).__qualname__} {sorted(vars(learner).items())}",
-        }
-        learn = lambda: {"dictionary": learner(signals, num_atoms)}  # noqa: E731
-        dictionary = cache.tensors(key, learn)["dictionary"]
+        checks.integer("overcompleteness * features", num_atoms)
+        if isinstance(learner, solvers.DictionaryLearning):
+            key = {
+                "what": "dictionary",
+                "signals": digest(signals),
+                "num_atoms": num_atoms,
+                "learner": learner.cache_key(),
+            }
+            found = cache.tensors(key, lambda: {"dictionary": learner(signals, num_atoms)})
+            dictionary = found["dictionary"]
+        else:  # nothing is known of what decides another learner's result
+            dictionary = learner(signals, num_atoms)
     return SparseCoding(dictionary, alpha=alpha, cache=cache)

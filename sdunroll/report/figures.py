@@ -27,9 +27,9 @@ PANELS = (
     ("gradient_norm", "gradient norm"),
 )
 MEASURED = {
-    "Distance": "distance",
-    "GradientNorm": "gradient_norm",
-    "ObjectiveGap": "objective_gap",
+    "distance": "distance",
+    "gradient": "gradient_norm",
+    "objective": "objective_gap",
 }
 
 
@@ -68,9 +68,11 @@ def per_layer(metrics: dict[str, Any], folder: Path) -> None:
                 layers, np.maximum(mean - std, floor), mean + std, color="C0", alpha=0.2, lw=0
             )
             if name == MEASURED.get(metrics["measure"]):
-                keep = 1 - np.broadcast_to(metrics["epsilon"], len(layers) - 1)
-                demanded = mean[0] * np.concatenate([[1.0], np.cumprod(keep)])
-                axes.plot(layers, demanded, "k--", lw=1, label="demanded, from $y_0$")
+                first = metrics["first_layer"] - 1  # the state from which descent is demanded
+                keep = 1 - np.broadcast_to(metrics["epsilon"], len(layers) - 1)[first:]
+                demanded = mean[first] * np.concatenate([[1.0], np.cumprod(keep)])
+                label = f"demanded, from $y_{first}$"
+                axes.plot(layers[first:], demanded, "k--", lw=1, label=label)
             for marker, (solver, row) in zip("sD", metrics["baselines"].items(), strict=False):
                 axes.plot(
                     [layers[-1]], [row[name]["mean"]], marker, color="C1", ms=5, mec="k", mew=0.5,

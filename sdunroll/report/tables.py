@@ -17,22 +17,11 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def layer_table(metrics: dict[str, Any]) -> str:
     """A row a layer: figures, slack with its interval, share that descends, verdict."""
-    measured = {"Distance": "distance", "GradientNorm": "gradient_norm"}.get(
-        metrics["measure"], "objective_gap"
-    )
-    header = [
-        "layer",
-        measured.replace("_", " "),
-        "ratio",
-        "slack",
-        "95 % interval",
-        "descends",
-        "",
-    ]
+    header = ["layer", metrics["measure"], "ratio", "slack", "95 % interval", "descends", ""]
     rows = []
     before = None
     for row in metrics["layers"]:
-        value = row[measured]["mean"]
+        value = row["measured"]["mean"]
         cells = [str(row["layer"]), f"{value:.4g}"]
         if "slack" in row:
             slack = row["slack"]
@@ -42,13 +31,19 @@ def layer_table(metrics: dict[str, Any]) -> str:
                 f"{slack['mean']:+.4f}",
                 f"[{low:+.4f}, {high:+.4f}]",
                 f"{100 * row['descent_frequency']['mean']:.1f} %",
-                "ok" if slack["mean"] <= 0 else "violated",
+                _verdict(row["layer"], slack["mean"], metrics["first_layer"]),
             ]
         else:
             cells += ["", "", "", "", ""]
         rows.append(cells)
         before = value
     return aligned(header, rows)
+
+
+def _verdict(layer: int, slack: float, first_layer: int) -> str:
+    if layer < first_layer:
+        return "free"
+    return "ok" if slack <= 0 else "violated"
 
 
 def baseline_table(metrics: dict[str, Any]) -> str:

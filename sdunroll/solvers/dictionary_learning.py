@@ -17,15 +17,12 @@ from sdunroll.solvers.lasso import Admm
 class DictionaryLearning:
     """Learns a dictionary from signals; the settings, to be called with the data.
 
-    The atoms start as Gaussian noise: atoms that start as pictures all share the mean brightness,
-    which makes ||D||_2 about three times as large and every proximal method slower.
-
     Args:
         alpha: weight of the l1 norm while learning.
         passes: how often each signal is seen.
         batch_size: B.
         code_iterations: ADMM iterations for the codes of a batch.
-        seed: of the atoms at the start and of the order.
+        seed: of the atoms at the start (signals drawn at random) and of the order.
     """
 
     def __init__(
@@ -43,12 +40,25 @@ class DictionaryLearning:
         self.code_iterations = checks.integer("code_iterations", code_iterations)
         self.seed = checks.integer("seed", seed, low=0)
 
+    def cache_key(self) -> str:
+        """All that decides the dictionary, but for the signals and its size."""
+        return f"{type(self).__qualname__} {sorted(vars(self).items())}"
+
     @torch.no_grad()
     def __call__(self, signals: Tensor, num_atoms: int) -> Tensor:
-        """The dictionary (m, n) with unit columns, on the device and in the dtype of ``signals`` (N, m)."""
+        """The dictionary (m, n) with unit columns, on the device and in the dtype of ``signals`` (N, m).
+
+        Errors: fewer signals that are not 0 than atoms.
+        """
         rng = generator(self.seed, "dictionary_learning")
-        gaussian = torch.randn(signals.shape[1], num_atoms, generator=rng).to(signals)
-        dictionary = torch.nn.functional.normalize(gaussian, dim=0)
+        usable = signals[signals.norm(dim=1) > 0]
+        if len(usable) < num_atoms:
+            raise checks.UserError(
+                f"dictionary: expected at least {num_atoms} training signals that are not 0, one an "
+                f"atom, got {len(usable)}; take more signals or fewer atoms"
+            )
+        chosen = torch.randperm(len(usable), generator=rng)[:num_atoms].to(signals.device)
+        dictionary = torch.nn.functional.normalize(usable[chosen].T, dim=0)
         gram = signals.new_zeros(num_atoms, num_atoms)  # sum of y y^T, older batches fading
         cross = signals.new_zeros(signals.shape[1], num_atoms)  # sum of x y^T, likewise
         seen = 0

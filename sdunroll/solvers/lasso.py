@@ -22,7 +22,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}
 CHECK_EVERY = 20  # iterations between certificates; one costs about as much as five iterations
 CHUNK = 1024  # problems solved at once, to bound the memory
 RELAXATION = 1.6  # over-relaxation, between 1.5 and 1.8 by section 3.4.3 of Boyd et al.
-SUPPORT_ENTRIES = 2**25  # entries of the normal equations solved at once in a polish (256 MiB)
+SUPPORT_ENTRIES = (
+    2**25
+)  # of the normal equations solved at once, 256 MiB; three such tensors live at once
 
 
 class NotConverged(UserError):
@@ -168,11 +170,13 @@ def _solve_chunk(
     iterations = torch.zeros(len(obs), dtype=torch.long, device=obs.device)
     left = torch.arange(len(obs), device=obs.device)
     solver = Admm(dictionary, obs.double(), alpha)
-    for iteration in range(0, max_iterations + 1, CHECK_EVERY):
+    for iteration in range(0, max_iterations + CHECK_EVERY, CHECK_EVERY):
         certified = gap[left] <= tolerance
         left = left[~certified]
         if not len(left):
             return LassoSolution(codes, gap, iterations)
+        if iteration >= max_iterations:
+            break
         solver.keep(~certified)
         for _ in range(CHECK_EVERY):
             solver.step()

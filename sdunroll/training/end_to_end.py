@@ -36,7 +36,7 @@ class Epoch:
     Attributes:
         epoch: from 1.
         train_loss: mean loss over the epoch's batches.
-        slack: of every layer over the epoch, margin included, (L,).
+        slack: of every layer over the epoch, margin included, as the multipliers see it, (L,).
         multipliers: of every layer after the epoch, 0 where unconstrained, (L,).
         val_loss, val_distance: mean loss and mean final distance on the validation split.
         val_slack: of every layer on the validation split, without margin, (L,).
@@ -60,7 +60,7 @@ class Epoch:
 
 
 class EndToEnd:
-    """The settings of a training; :meth:`start` gives a :class:`Training` that can run.
+    """The settings of a :class:`Training`.
 
     Args:
         epochs: passes over the training split.
@@ -98,7 +98,9 @@ class EndToEnd:
         self.warmup = checks.number("warmup", warmup, low=0, below=1)
         self.optimizer = optimizer
         self.noise = noise(checks.number("noise_level", noise_level, low=0))
-        self.clip_norm = clip_norm
+        self.clip_norm = (
+            None if clip_norm is None else checks.number("clip_norm", clip_norm, above=0)
+        )
         self.patience = None if patience is None else checks.integer("patience", patience)
         self.stop_after = None if stop_after is None else checks.integer("stop_after", stop_after)
 
@@ -150,19 +152,20 @@ class Training:
             num_constraints=len(layers) if constrained else 0,
             clip_norm=settings.clip_norm,
         )
-        self.noise_rng = generator(seed, "training/noise", train.obs.device)
+        device = train.obs.device
+        self.start_rng = generator(seed, "training/start", device)
+        self.noise_rng = generator(seed, "training/noise", device)
         self.loader = Loader(
             train, batch_size=settings.batch_size, generator=generator(seed, "training/order")
         )
         self.epochs_done = 0
-        self.best: tuple[bool, float] | None = (
-            None  # (not feasible, validation loss): less is better
-        )
+        self.best: tuple[int, float] | None = None  # (rank, validation loss): less is better
         self.best_epoch = 0
 
     def run(self) -> Iterator[Epoch]:
         """Train epoch by epoch, until the end, ``stop_after`` or the loss of patience."""
-        while not self.finished() and self.epochs_done != self.settings.stop_after:
+        last = self.settings.stop_after or self.settings.epochs
+        while not self.finished() and self.epochs_done < last:
             yield self._epoch()
 
     def finished(self) -> bool:
@@ -175,12 +178,16 @@ class Training:
         began = time.perf_counter()
         loss, moments, lr = self._train_epoch()
         slack = self.constraint.slack_of(moments, margin=self.constraint.margin)
+        val_loss, val_distance, val_slack = self._validate()
+        if not (math.isfinite(val_loss) and val_slack.isfinite().all()):
+            raise NotFinite(self._stopped("the validation loss or slack is not finite"))
         if self.primal_dual.dual.every == "epoch":
             self.primal_dual.dual_step(slack[self.constrained])
-        val_loss, val_distance, val_slack = self._validate()
         self.epochs_done += 1
-        feasible = bool((val_slack[self.constrained] <= 0).all())
-        key = (not feasible, val_loss)
+        worst = max(val_slack[self.constrained].tolist(), default=-1.0)
+        # feasible with the margin first: what holds by a margin here holds on other data as well
+        rank = 0 if worst + self.constraint.margin <= 0 else 1 if worst <= 0 else 2
+        key = (rank, val_loss)
         best = self.best is None or key < self.best
         if best:
             self.best, self.best_epoch = key, self.epochs_done
@@ -194,7 +201,7 @@ class Training:
             val_loss=val_loss,
             val_distance=val_distance,
             val_slack=val_slack.tolist(),
-            feasible=feasible,
+            feasible=rank < 2,
             best=best,
             lr=lr,
             seconds=time.perf_counter() - began,
@@ -218,7 +225,7 @@ class Training:
     def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One primal step; the loss and the moments it saw, detached."""
         noise = self.settings.noise.between_layers(self.problem, batch.obs, self.noise_rng)
-        path = self.network(batch.obs, generator=self.noise_rng, perturb=noise)
+        path = self.network(batch.obs, generator=self.start_rng, perturb=noise)
         loss = half_squared_distance(path.states[-1], batch.target).mean()
         with torch.set_grad_enabled(len(self.primal_dual.multipliers) > 0):
             moments = self.constraint.moments(self.problem, path, batch)
@@ -241,9 +248,12 @@ class Training:
             layer = finite.index(False)
             place = f"layer {layer} returned" if layer else "the start y_0 has"
             place += " values that are not finite"
+        return self._stopped(place)
+
+    def _stopped(self, place: str) -> str:
         return (
-            f"training stopped before the update in epoch {self.epochs_done + 1}: {place}; lower "
-            "training.lr, set training.clip_norm, or check the data; the last checkpoint is intact"
+            f"training stopped in epoch {self.epochs_done + 1}: {place}; lower training.lr or "
+            "training.clip_norm, or check the data; the last checkpoint is intact"
         )
 
     @torch.no_grad()
@@ -261,7 +271,9 @@ class Training:
         return {
             "network": self.network.state_dict(),
             "primal_dual": self.primal_dual.state_dict(),
+            "start_rng": self.start_rng.get_state(),
             "noise_rng": self.noise_rng.get_state(),
+            "device": self.start_rng.device.type,
             "order_rng": self.loader.generator.get_state(),
             "epochs_done": self.epochs_done,
             "best": self.best,
@@ -269,10 +281,19 @@ class Training:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Go on from :meth:`state_dict`.
+
+        Errors: a state made on another type of device, whose random streams cannot go on here.
+        """
+        device = self.start_rng.device.type
+        if state["device"] != device:
+            raise checks.InvalidValue(
+                f"device: a training begun on {state['device']} goes on there alone, got {device}"
+            )
         self.network.load_state_dict(state["network"])
         self.primal_dual.load_state_dict(state["primal_dual"])
-        self.noise_rng.set_state(state["noise_rng"])
+        self.start_rng.set_state(state["start_rng"].cpu())
+        self.noise_rng.set_state(state["noise_rng"].cpu())
         self.loader.generator.set_state(state["order_rng"])
         self.epochs_done = state["epochs_done"]
         self.best = None if state["best"] is None else tuple(state["best"])

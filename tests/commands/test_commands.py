@@ -6,6 +6,8 @@ import json
 import pytest
 import torch
 
+from sdunroll.commands.assemble import load_best
+from sdunroll.randomness import generator
 from sdunroll.training import Training
 from tests.conftest import TINY
 
@@ -60,10 +62,10 @@ def test_eval(trained, sdunroll):
     result = read(trained / "eval" / "metrics.json")
     assert result["num_samples"] == 48
     assert result["epsilon"] == 0.1
-    assert result["measure"] == "Distance"
+    assert result["measure"] == "distance"
     assert [row["layer"] for row in result["layers"]] == [0, 1, 2, 3]
     for row in result["layers"]:
-        names = {"layer", "distance", "objective_gap", "gradient_norm", "l1_norm"}
+        names = {"layer", "distance", "objective_gap", "gradient_norm", "l1_norm", "measured"}
         names |= {"slack", "descent_frequency"} if row["layer"] else set()
         assert set(row) == names
         for name in names - {"layer"}:
@@ -79,7 +81,14 @@ def test_eval(trained, sdunroll):
     assert result["optimum_relative_gap"] <= 1e-5
     figures = sorted(path.name for path in (trained / "eval" / "figures").iterdir())
     assert figures == ["l1_histograms.png", "per_layer.png", "reconstructions.png", "training.png"]
-    assert "violated" in outcome.out or "ok" in outcome.out
+    table = outcome.out.splitlines()[2:6]
+    verdicts = ["", *("ok" if slack <= 0 else "violated" for slack in slacks)]
+    assert [
+        line.split()[-1] if verdict else "" for line, verdict in zip(table, verdicts, strict=True)
+    ] == verdicts
+    assert [float(line.split()[1]) for line in table] == pytest.approx(
+        [row["distance"]["mean"] for row in result["layers"]], rel=1e-3
+    )
 
 
 def test_eval_is_the_same_twice(trained, sdunroll):
@@ -136,11 +145,28 @@ def test_perturb(trained, sdunroll):
 
 
 def test_shifted_inputs_are_compared_with_their_own_optimum(trained, sdunroll):
-    """At an enormous shift the distance to the clean optimum would be far larger."""
-    sdunroll("perturb", f"run={trained}", "perturbation=input_noise", "levels=[0,0.5]")
-    zero, shifted = read(trained / "perturb" / "input_noise.json")["levels"]
-    assert shifted["final_distance"] != zero["final_distance"]
-    assert shifted["objective_gap"] > 0  # above the optimum of the shifted problem
+    """The figure by hand: noise, optimum of the shifted problem, distance to that one."""
+    sdunroll("perturb", f"run={trained}", "perturbation=input_noise", "levels=[0.5]")
+    (shifted,) = read(trained / "perturb" / "input_noise.json")["levels"]
+    _, experiment = load_best(trained, torch.device("cpu"))
+    clean = experiment.instances("test")
+    noise = torch.randn(clean.obs.shape, generator=generator(0, "perturb/observation"))
+    obs = (clean.obs + 0.5 * noise).clamp(0, 1)
+    start = generator(0, "evaluation/start")
+    with torch.no_grad():
+        final = experiment.network(obs, generator=start).states[-1]
+    own = experiment.reference.optimum(obs)
+    expected = (final - own).norm(dim=1).mean().item()
+    assert shifted["final_distance"] == pytest.approx(expected, rel=1e-5)
+    assert (final - clean.target).norm(dim=1).mean().item() != pytest.approx(expected, rel=1e-2)
+
+
+def test_perturb_refuses_a_run_on_another_problem(trained, sdunroll):
+    other = sdunroll("train", *TINY, "problem.alpha=0.2").run
+    outcome = sdunroll("perturb", f"run={trained}", f"against={other}")
+    assert outcome.status == 1
+    assert "against: expected a run on the same data and problem" in outcome.err
+    assert not (trained / "perturb" / "layer_noise.json").exists()
 
 
 def test_perturb_against_another_run(trained, sdunroll):
@@ -190,10 +216,21 @@ def test_resume_drops_history_that_no_checkpoint_stands_for(sdunroll):
 
 
 def test_resume_of_a_finished_run_changes_nothing(trained, sdunroll):
-    before = (trained / "checkpoints" / "last.pt").read_bytes()
+    def contents():
+        return {path: path.read_bytes() for path in trained.rglob("*") if path.suffix != ".log"
+                and path.is_file()}  # fmt: skip
+
+    before = contents()
     outcome = sdunroll("train", f"resume={trained}")
     assert outcome.status == 0
-    assert (trained / "checkpoints" / "last.pt").read_bytes() == before
+    assert outcome.run == trained
+    assert contents() == before
+
+
+def test_stop_after_an_epoch_that_is_done_trains_no_further(sdunroll):
+    run = sdunroll("train", *TINY, "training.epochs=3", "training.stop_after=2").run
+    assert sdunroll("train", f"resume={run}", "training.stop_after=1").status == 0
+    assert len((run / "history.csv").read_text().splitlines()) == 3
 
 
 def test_sweep_goes_on_past_a_failed_job(sdunroll, tmp_path):
@@ -233,7 +270,7 @@ def test_no_room_on_the_disk_keeps_the_checkpoint_before(sdunroll, monkeypatch):
     def full(state, path):
         if isinstance(state, dict) and state.get("epochs_done") == 2:
             path.write_bytes(b"half")
-            raise OSError(28, "No space left on device")
+            raise RuntimeError("No space left on device")  # what torch.save raises then
         save(state, path)
 
     monkeypatch.setattr(torch, "save", full)

@@ -101,22 +101,24 @@ def test_a_perturbed_path_is_measured_from_what_each_layer_received():
 
 
 @pytest.mark.parametrize(
-    ("detach", "epsilon", "reaches"),
+    ("settings", "reaches"),
     [
-        (True, 0.1, False),
-        (False, 0.1, True),
-        ("violated", 0.001, True),  # layer 2 has descent to spare, see below
-        ("violated", 0.999, False),
+        ({"spare": None}, False),
+        ({"detach_previous": False}, True),
+        ({"spare": 0.2}, True),  # layer 2 descends by a third, 0.1 + 0.23
+        ({"spare": 0.25}, False),
+        ({"spare": 0.2, "margin": 0.3}, True),
+        ({"spare": 0.2, "form": "difference"}, True),
     ],
 )
-def test_where_the_gradient_reaches_the_layer_before(detach, epsilon, reaches):
+def test_where_the_gradient_reaches_the_layer_before(settings, reaches):
     """Whether the constraint of layer 3 sends a gradient to y_2, which layer 2 returned."""
     problem = make_problem()
     batch = make_batch(problem)
     target = batch.target
     offsets = torch.tensor([4.0, 3.0, 2.0, 1.9], dtype=torch.float64).view(4, 1, 1)
     path = Trajectory((target + offsets).requires_grad_())
-    constraint = Distance(epsilon=epsilon, detach_previous=detach)
+    constraint = Distance(epsilon=0.1, **settings)
     constraint.slack(problem, path, batch)[2].backward()
     reached = (path.states.grad.abs().sum((1, 2)) > 0).tolist()
     assert reached == [False, False, reaches, True]
@@ -125,6 +127,8 @@ def test_where_the_gradient_reaches_the_layer_before(detach, epsilon, reaches):
 def test_refuses_detach_previous():
     with pytest.raises(InvalidValue, match="detach_previous"):
         Distance(detach_previous="sometimes")
+    with pytest.raises(InvalidValue, match="spare"):
+        Distance(spare=-0.1)
 
 
 def test_distance_refuses_what_would_only_broadcast():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdunroll.checks import InvalidValue, UserError
+from sdunroll.checks import UserError
 from sdunroll.data import SPLITS, Cifar10, cifar10
 
 COUNTS = {"num_train": 20, "num_val": 10, "num_test": 10}
@@ -47,7 +47,7 @@ def test_grey(archive):
 
 def test_refuses_more_pictures_than_there_are(archive):
     settings, _ = archive
-    with pytest.raises(InvalidValue, match="expected at most 50, got 60"):
+    with pytest.raises(UserError, match="expected at most 50, got 60"):
         Cifar10(**settings, num_train=40, num_val=10, num_test=10).signals("val")
 
 

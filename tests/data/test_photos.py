@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdunroll.checks import InvalidValue
+from sdunroll.checks import InvalidValue, UserError
 from sdunroll.data import SPLITS, Photos, photos
 
 SMALL = {"num_train": 300, "num_val": 200, "num_test": 200}
@@ -86,7 +86,7 @@ def test_color():
 
 
 def test_refuses_crops_larger_than_a_band():
-    with pytest.raises(InvalidValue, match="have no room for crops of 200"):
+    with pytest.raises(UserError, match="have no room for crops of 200"):
         Photos(size=200).signals("val")
 
 

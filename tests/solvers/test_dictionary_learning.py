@@ -2,9 +2,8 @@ import pytest
 import torch
 from sklearn.decomposition import MiniBatchDictionaryLearning
 
-from sdunroll.checks import InvalidValue
+from sdunroll.checks import InvalidValue, UserError
 from sdunroll.data import Synthetic
-from sdunroll.randomness import generator
 from sdunroll.solvers import DictionaryLearning, solve_lasso
 from tests.solvers.test_lasso import objective
 
@@ -25,10 +24,8 @@ def test_as_good_as_the_online_learning_of_scikit_learn():
     learned = DictionaryLearning(alpha=0.1, passes=10, batch_size=100)(train, 20)
     theirs = torch.from_numpy(peer.components_.T.copy()).to(test)
     assert cost(learned, test, 0.1) <= 1.02 * cost(theirs, test, 0.1)
-    # both are far better than where learning starts
-    start = torch.nn.functional.normalize(
-        torch.randn(16, 20, generator=generator(0, "start")), dim=0
-    )
+    # both are far better than a dictionary of signals, where learning starts
+    start = torch.nn.functional.normalize(train[:20].T, dim=0)
     assert cost(learned, test, 0.1) <= 0.9 * cost(start, test, 0.1)
 
 
@@ -55,6 +52,11 @@ def test_an_atom_without_use_is_replaced():
     signals = torch.ones(100, 6)
     dictionary = DictionaryLearning(alpha=0.1, passes=3, batch_size=20)(signals, 8)
     assert torch.allclose(dictionary.norm(dim=0), torch.ones(8), atol=1e-5)
+
+
+def test_refuses_fewer_signals_than_atoms():
+    with pytest.raises(UserError, match=r"expected at least 5 training signals .* got 3"):
+        DictionaryLearning(alpha=0.1)(torch.cat([torch.eye(3), torch.zeros(4, 3)]), 5)
 
 
 @pytest.mark.parametrize("setting", [{"alpha": 0}, {"alpha": 0.1, "passes": 0}])

@@ -104,6 +104,7 @@ def test_without_constraints_it_is_plain_training():
     network = Lista(PROBLEM, generator(0, "weights"), num_layers=3)
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
     order, noise = generator(0, "training/order"), generator(0, "training/noise")
+    start = generator(0, "training/start")
     for epoch in range(2):
         for step, index in enumerate(torch.randperm(60, generator=order).split(16)):
             obs, target = TRAIN.obs[index], TRAIN.target[index]
@@ -111,7 +112,7 @@ def test_without_constraints_it_is_plain_training():
                 1e-2 * (1 + math.cos(math.pi * (4 * epoch + step) / 8)) / 2
             )
             perturb = LayerNoise(0.5).between_layers(PROBLEM, obs, noise)
-            path = network(obs, generator=noise, perturb=perturb)
+            path = network(obs, generator=start, perturb=perturb)
             optimizer.zero_grad()
             ((path.states[-1] - target).square().sum(1) / 2).mean().backward()
             optimizer.step()
@@ -189,6 +190,21 @@ def test_stops_before_the_update_and_names_the_layer():
         next(training.run())
     assert same(before, dict(training.network.state_dict()))
     assert training.epochs_done == 0
+
+
+def test_a_validation_that_is_not_finite_is_no_epoch(monkeypatch):
+    training = make()
+    monkeypatch.setattr(training, "_validate", lambda: (math.nan, 0.0, torch.zeros(3)))
+    with pytest.raises(NotFinite, match=r"epoch 1: the validation loss or slack is not finite"):
+        next(training.run())
+    assert training.epochs_done == 0
+
+
+def test_a_training_does_not_move_to_another_device():
+    training = make()
+    state = training.state_dict() | {"device": "cuda"}
+    with pytest.raises(InvalidValue, match="begun on cuda goes on there alone, got cpu"):
+        training.load_state_dict(state)
 
 
 @pytest.mark.parametrize("batch_size", [1, 60, 1000])
