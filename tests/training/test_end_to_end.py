@@ -90,11 +90,11 @@ def test_trains():
 
 
 def test_constraints_make_layers_descend_that_otherwise_do_not():
-    settings = {"epochs": 30, "noise_level": 0.0, "constraint": Distance(epsilon=0.4)}
+    settings = {"epochs": 60, "noise_level": 0.0, "constraint": Distance(epsilon=0.35)}
     standard = list(make(constrained=False, **settings).run())[-1]
     constrained = list(make(**settings).run())[-1]
-    assert max(standard.slack) > 0.1
-    assert max(constrained.slack) < 0.5 * max(standard.slack)
+    assert max(standard.slack) > 0.05
+    assert max(constrained.slack) <= 0.01
     assert standard.multipliers == [0.0, 0.0, 0.0]
 
 
