@@ -1,0 +1,30 @@
+from sdunroll import cli
+from sdunroll.suggest import explain, known_keys
+
+
+def test_known_keys_cover_every_choice_of_every_group():
+    keys = known_keys(cli.config_folder(), "train")
+    for key in (
+        "constraint.epsilon",
+        "dual.k_i",
+        "dual.rate",
+        "data.snr_db",
+        "problem.learner.passes",
+    ):
+        assert key in keys
+    assert not any(key.startswith("hydra") for key in keys)
+
+
+def test_choices_of_the_users_own_configs_are_known(tmp_path):
+    (tmp_path / "network").mkdir()
+    (tmp_path / "network" / "step_sizes.yaml").write_text("num_layers: 3")
+    error = ValueError("Could not find 'network/step_size'\n\nAvailable options ...")
+    arguments = ["--config-dir", str(tmp_path), "network=step_size"]
+    text = explain(error, cli.config_folder(), "train", arguments)
+    assert "lista, step_sizes" in text
+    assert "did you mean network=step_sizes?" in text
+
+
+def test_an_error_it_does_not_know_is_passed_on_in_one_line():
+    text = explain(ValueError("something\n  else"), cli.config_folder(), "train", [])
+    assert text == "something else (see sdunroll train --help)"
