@@ -61,7 +61,7 @@ class Lista(UnrolledNetwork):
         num_layers: int = 10,
         init: Literal["ista", "random"] = "ista",
         start: Literal["random", "zero"] = "random",
-        start_std: float = 0.1,
+        start_std: float = 0.4,
     ) -> None:
         super().__init__(num_layers=num_layers)
         if not isinstance(problem, SparseCoding):
