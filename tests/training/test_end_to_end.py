@@ -90,7 +90,7 @@ def test_trains():
 
 
 def test_constraints_make_layers_descend_that_otherwise_do_not():
-    settings = {"epochs": 60, "noise_level": 0.0, "constraint": Distance(epsilon=0.35)}
+    settings = {"epochs": 60, "noise_level": 0.0, "constraint": Distance(epsilon=0.4)}
     standard = list(make(constrained=False, **settings).run())[-1]
     constrained = list(make(**settings).run())[-1]
     assert max(standard.slack) > 0.05
