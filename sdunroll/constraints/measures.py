@@ -2,15 +2,32 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from sdunroll.constraints.base import DescentConstraint
 from sdunroll.data import Batch
 from sdunroll.problems import Problem
 
 
+class _Norm(torch.autograd.Function):
+    """||v||_2 over the last dimension; its gradient, v / ||v|| and 0 at v = 0, in one pass over v."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, v: Tensor) -> Tensor:
+        value = torch.linalg.vector_norm(v, dim=-1)
+        ctx.save_for_backward(v, value)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        v, value = ctx.saved_tensors  # type: ignore[attr-defined]
+        return v * torch.where(value > 0, grad / value, 0.0)[..., None]
+
+
 def norm(y: Tensor, batch_dims: int) -> Tensor:
     """The 2-norm over all but the first ``batch_dims`` dimensions."""
-    return torch.linalg.vector_norm(y.flatten(batch_dims), dim=-1)
+    return _Norm.apply(y.flatten(batch_dims))
 
 
 def distance(y: Tensor, target: Tensor) -> Tensor:

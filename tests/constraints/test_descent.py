@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sdunroll.checks import InvalidValue
-from sdunroll.constraints import Distance, GradientNorm, ObjectiveGap, distance
+from sdunroll.constraints import Distance, GradientNorm, ObjectiveGap, distance, norm
 from sdunroll.data import Batch
 from sdunroll.networks import Trajectory
 from tests.conftest import make_batch, make_problem
@@ -138,6 +138,15 @@ def test_distance_refuses_what_would_only_broadcast():
         distance(torch.ones(6), target)
     with pytest.raises(ValueError, match="distance: expected y"):
         distance(torch.ones(4, 1), target)
+
+
+def test_norm_and_its_gradient():
+    y = torch.randn(3, 2, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.allclose(norm(y, 2), torch.linalg.vector_norm(y, dim=-1))
+    assert torch.autograd.gradcheck(lambda y: norm(y, 2), y)
+    zero = torch.zeros(1, 4, requires_grad=True)
+    norm(zero, 1).sum().backward()
+    assert torch.equal(zero.grad, torch.zeros(1, 4))
 
 
 def test_distance_of_images():
