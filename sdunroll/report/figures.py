@@ -1,5 +1,6 @@
 """Pictures of saved results, as PNG; legible in grey."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from sdunroll.cache import write_atomically
 
@@ -43,10 +44,15 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def _log_axis(axes: Any) -> None:
-    """A log axis with plain numbers, also between the decades where few are in view."""
+    """A log axis with plain numbers, also at 2 and 5 times the decades."""
+
+    def plain(value: float, _: int) -> str:
+        leading = round(value / 10 ** math.floor(math.log10(value)))
+        return f"{value:g}" if leading in (1, 2, 5, 10) else ""
+
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.7)))
+    axes.yaxis.set_major_formatter(FuncFormatter(plain))
+    axes.yaxis.set_minor_formatter(FuncFormatter(plain))
 
 
 def per_layer(metrics: dict[str, Any], folder: Path) -> None:
@@ -102,8 +108,10 @@ def training(history: Sequence[dict[str, float]], folder: Path) -> None:
                 values = [row[f"{name}_{layer}"] for row in history]
                 axes.plot(epochs, values, lw=1, color=color, label=f"{layer}")
             axes.set(title=f"{name}s, a line a layer", xlabel="epoch")
+        panels[2].set_title("slacks in training, margin included")
         panels[2].axhline(0, color="k", ls="--", lw=1)
         panels[2].set_yscale("symlog", linthresh=0.1)
+        panels[2].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panels[2].legend(fontsize=6, title="layer", title_fontsize=6, ncols=2)
 
 
