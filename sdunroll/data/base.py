@@ -5,8 +5,19 @@ from typing import Literal
 
 from torch import Tensor
 
+from sdunroll import checks
+
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+def split_counts(*, num_train: int, num_val: int, num_test: int) -> dict[Split, int]:
+    """The number of signals in each split. Errors: counts that are no whole numbers of at least 1."""
+    return {
+        "train": checks.integer("num_train", num_train),
+        "val": checks.integer("num_val", num_val),
+        "test": checks.integer("num_test", num_test),
+    }
 
 
 class Source(ABC):

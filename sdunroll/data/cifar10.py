@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdunroll import checks
-from sdunroll.data.base import SPLITS, Source, Split
+from sdunroll.data.base import SPLITS, Source, Split, split_counts
 from sdunroll.randomness import generator
 
 ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -52,11 +52,7 @@ class Cifar10(Source):
     ) -> None:
         self.root = root
         self.color = checks.boolean("color", color)
-        self.counts: dict[Split, int] = {
-            "train": checks.integer("num_train", num_train),
-            "val": checks.integer("num_val", num_val),
-            "test": checks.integer("num_test", num_test),
-        }
+        self.counts = split_counts(num_train=num_train, num_val=num_val, num_test=num_test)
         self.seed = checks.integer("seed", seed, low=0)
         self.sha256 = sha256
 

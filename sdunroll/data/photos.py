@@ -3,14 +3,12 @@
 Legend: N crops, C channels (1 or 3), S side of a crop in pixels.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from sdunroll import checks
-from sdunroll.data.base import SPLITS, Source, Split
+from sdunroll.data.base import SPLITS, Source, Split, split_counts
 from sdunroll.randomness import generator
 
 COLOR = ("astronaut", "chelsea", "coffee", "rocket")
@@ -95,11 +93,7 @@ class Photos(Source):
     ) -> None:
         self.size = checks.integer("size", size, low=2)
         self.color = checks.boolean("color", color)
-        self.counts: Mapping[Split, int] = {
-            "train": checks.integer("num_train", num_train),
-            "val": checks.integer("num_val", num_val),
-            "test": checks.integer("num_test", num_test),
-        }
+        self.counts = split_counts(num_train=num_train, num_val=num_val, num_test=num_test)
         self.seed = checks.integer("seed", seed, low=0)
 
     def signals(self, split: Split) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sdunroll import checks
-from sdunroll.data.base import SPLITS, Source, Split
+from sdunroll.data.base import SPLITS, Source, Split, split_counts
 from sdunroll.randomness import generator
 
 
@@ -42,11 +42,7 @@ class Synthetic(Source):
         self.num_atoms = checks.integer("num_atoms", num_atoms)
         self.sparsity = checks.number("sparsity", sparsity, above=0, high=1)
         self.snr_db = None if snr_db is None else checks.number("snr_db", snr_db)
-        self.counts: dict[Split, int] = {
-            "train": checks.integer("num_train", num_train),
-            "val": checks.integer("num_val", num_val),
-            "test": checks.integer("num_test", num_test),
-        }
+        self.counts = split_counts(num_train=num_train, num_val=num_val, num_test=num_test)
         self.seed = checks.integer("seed", seed, low=0)
         rng = generator(self.seed, "synthetic/dictionary")
         gaussian = torch.randn(self.num_features, self.num_atoms, generator=rng)

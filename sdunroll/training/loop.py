@@ -1,0 +1,246 @@
+"""The epoch loop: primal steps over the training split, dual steps, validation, the best epoch.
+
+Legend: L layers, K constraints.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdunroll import checks
+from sdunroll.constraints import DescentConstraint, distance
+from sdunroll.data import Batch, Loader
+from sdunroll.networks import Trajectory, UnrolledNetwork
+from sdunroll.primal_dual import DualUpdate, NotFinite, PrimalDual
+from sdunroll.problems import Problem
+from sdunroll.randomness import generator
+from sdunroll.training.end_to_end import EndToEnd
+
+
+def half_squared_distance(y: Tensor, target: Tensor) -> Tensor:
+    """1/2 ||y - y*||^2, (B,): the training loss at the last layer."""
+    return distance(y, target).square() / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What one epoch came to.
+
+    Attributes:
+        epoch: from 1.
+        train_loss: mean loss over the epoch's batches.
+        slack: of every layer over the epoch, margin included, as the multipliers see it, (L,).
+        multipliers: of every layer after the epoch, 0 where unconstrained, (L,).
+        val_loss, val_distance: mean loss and mean final distance on the validation split.
+        val_slack: of every layer on the validation split, without margin, (L,).
+        feasible: whether all constrained layers have val_slack <= 0.
+        best: whether this is the best epoch so far.
+        lr: step of the last update.
+        seconds: wall time.
+    """
+
+    epoch: int
+    train_loss: float
+    slack: list[float]
+    multipliers: list[float]
+    val_loss: float
+    val_distance: float
+    val_slack: list[float]
+    feasible: bool
+    best: bool
+    lr: float
+    seconds: float
+
+
+class Training:
+    """A training under way: network, multipliers, generators and the epochs done.
+
+    Args:
+        settings: see :class:`EndToEnd`.
+        network, problem: on their device.
+        constraint: what is measured at each layer.
+        constrained: whether the constraints are enforced (K = 0 if not).
+        dual: how the multipliers are updated.
+        train, val: instances, on the same device.
+        seed: of the order of the data and of all noise.
+    """
+
+    def __init__(
+        self,
+        settings: EndToEnd,
+        *,
+        network: UnrolledNetwork,
+        problem: Problem,
+        constraint: DescentConstraint,
+        constrained: bool,
+        dual: DualUpdate,
+        train: Batch,
+        val: Batch,
+        seed: int,
+    ) -> None:
+        self.settings = settings
+        self.network = network
+        self.problem = problem
+        self.constraint = constraint
+        self.val = val
+        self.seed = seed
+        layers = constraint.layers(network.num_layers)
+        # the constrained layers' places in a slack (L,); none for standard training, K = 0
+        self.constrained = slice(layers.start - 1, network.num_layers) if constrained else slice(0)
+        self.primal_dual = PrimalDual(
+            parameters=network.named_parameters(),
+            optimizer=settings.optimizer(network.parameters(), lr=settings.lr),
+            dual=dual,
+            num_constraints=len(layers) if constrained else 0,
+            clip_norm=settings.clip_norm,
+        )
+        device = train.obs.device
+        self.start_rng = generator(seed, "training/start", device)
+        self.noise_rng = generator(seed, "training/noise", device)
+        self.loader = Loader(
+            train, batch_size=settings.batch_size, generator=generator(seed, "training/order")
+        )
+        self.epochs_done = 0
+        self.best: tuple[int, float] | None = None  # (rank, validation loss): less is better
+        self.best_epoch = 0
+
+    def run(self) -> Iterator[Epoch]:
+        """Train epoch by epoch, until the end, ``stop_after`` or the loss of patience."""
+        last = self.settings.stop_after or self.settings.epochs
+        while not self.finished() and self.epochs_done < last:
+            yield self._epoch()
+
+    def finished(self) -> bool:
+        """Whether nothing is left to do, ``stop_after`` aside."""
+        patience = self.settings.patience
+        impatient = patience is not None and self.epochs_done - self.best_epoch >= patience
+        return self.epochs_done >= self.settings.epochs or impatient
+
+    def _epoch(self) -> Epoch:
+        began = time.perf_counter()
+        loss, moments, lr = self._train_epoch()
+        slack = self.constraint.slack_of(moments, margin=self.constraint.margin)
+        val_loss, val_distance, val_slack = self._validate()
+        if not (math.isfinite(val_loss) and val_slack.isfinite().all()):
+            raise NotFinite(self._stopped("the validation loss or slack is not finite"))
+        if self.primal_dual.dual.every == "epoch":
+            self.primal_dual.dual_step(slack[self.constrained])
+        self.epochs_done += 1
+        worst = max(val_slack[self.constrained].tolist(), default=-1.0)
+        # feasible with the margin first: what holds by a margin here holds on other data as well
+        rank = 0 if worst + self.constraint.margin <= 0 else 1 if worst <= 0 else 2
+        key = (rank, val_loss)
+        best = self.best is None or key < self.best
+        if best:
+            self.best, self.best_epoch = key, self.epochs_done
+        multipliers = torch.zeros(self.network.num_layers, dtype=torch.float64)
+        multipliers[self.constrained] = self.primal_dual.multipliers.cpu()
+        return Epoch(
+            epoch=self.epochs_done,
+            train_loss=loss,
+            slack=slack.tolist(),
+            multipliers=multipliers.tolist(),
+            val_loss=val_loss,
+            val_distance=val_distance,
+            val_slack=val_slack.tolist(),
+            feasible=rank < 2,
+            best=best,
+            lr=lr,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _train_epoch(self) -> tuple[float, Tensor, float]:
+        """Mean loss, mean moments (2, L) and last lr of one pass over the training split."""
+        total_loss = total_moments = torch.zeros((), dtype=torch.float64)
+        lr = 0.0
+        updates = len(self.loader) * self.settings.epochs
+        for step, batch in enumerate(self.loader):
+            lr = self.settings.lr_at((self.epochs_done * len(self.loader) + step) / updates)
+            for group in self.primal_dual.optimizer.param_groups:
+                group["lr"] = lr
+            loss, moments = self._step(batch)
+            share = len(batch.obs) / len(self.loader.data.obs)
+            total_loss = total_loss + share * loss.double()
+            total_moments = total_moments + share * moments.double()
+        return float(total_loss), total_moments, lr
+
+    def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One primal step; the loss and the moments it saw, detached."""
+        noise = self.settings.noise.between_layers(self.problem, batch.obs, self.noise_rng)
+        path = self.network(batch.obs, generator=self.start_rng, perturb=noise)
+        loss = half_squared_distance(path.states[-1], batch.target).mean()
+        with torch.set_grad_enabled(len(self.primal_dual.multipliers) > 0):
+            moments = self.constraint.moments(self.problem, path, batch)
+        slack = self.constraint.slack_of(moments, margin=self.constraint.margin)
+        try:
+            self.primal_dual.primal_step(loss, slack[self.constrained])
+        except NotFinite as error:
+            raise NotFinite(self._where(path, error)) from error
+        moments = moments.detach()
+        if self.primal_dual.dual.every == "batch":
+            slack = self.constraint.slack_of(moments, margin=self.constraint.margin)
+            self.primal_dual.dual_step(slack[self.constrained])
+        return loss.detach(), moments
+
+    def _where(self, path: Trajectory, error: NotFinite) -> str:
+        finite = path.states.isfinite().flatten(1).all(1).tolist()
+        if all(finite):
+            place = str(error)
+        else:
+            layer = finite.index(False)
+            place = f"layer {layer} returned" if layer else "the start y_0 has"
+            place += " values that are not finite"
+        return self._stopped(place)
+
+    def _stopped(self, place: str) -> str:
+        return (
+            f"training stopped in epoch {self.epochs_done + 1}: {place}; lower training.lr or "
+            "training.clip_norm, or check the data; the last checkpoint is intact"
+        )
+
+    @torch.no_grad()
+    def _validate(self) -> tuple[float, float, Tensor]:
+        """Mean loss, mean final distance and slack (L,) on the validation split, always from the
+        same y_0, without noise."""
+        rng = generator(self.seed, "validation", self.val.obs.device)
+        path = self.network(self.val.obs, generator=rng)
+        final = distance(path.states[-1], self.val.target)
+        slack = self.constraint.slack_of(self.constraint.moments(self.problem, path, self.val))
+        return float(final.square().mean() / 2), float(final.mean()), slack
+
+    def state_dict(self) -> dict:
+        """All that the next epoch depends on; going on from it gives bit for bit the same."""
+        return {
+            "network": self.network.state_dict(),
+            "primal_dual": self.primal_dual.state_dict(),
+            "start_rng": self.start_rng.get_state(),
+            "noise_rng": self.noise_rng.get_state(),
+            "device": self.start_rng.device.type,
+            "order_rng": self.loader.generator.get_state(),
+            "epochs_done": self.epochs_done,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from :meth:`state_dict`.
+
+        Errors: a state made on another type of device, whose random streams cannot go on here.
+        """
+        device = self.start_rng.device.type
+        if state["device"] != device:
+            raise checks.InvalidValue(
+                f"device: a training begun on {state['device']} goes on there alone, got {device}"
+            )
+        self.network.load_state_dict(state["network"])
+        self.primal_dual.load_state_dict(state["primal_dual"])
+        self.start_rng.set_state(state["start_rng"].cpu())
+        self.noise_rng.set_state(state["noise_rng"].cpu())
+        self.loader.generator.set_state(state["order_rng"])
+        self.epochs_done = state["epochs_done"]
+        self.best = None if state["best"] is None else tuple(state["best"])
+        self.best_epoch = state["best_epoch"]
