@@ -42,8 +42,10 @@ USAGE = "\n".join(
 def main() -> int:
     """Run the command line; returns the exit status: 0, 1 failed or refused, 2 no such command, 130."""
     arguments = sys.argv[1:]
-    if _asks_for_completion(arguments):
-        arguments = _complete(arguments)
+    if arguments[:1] in (["-sc"], ["--shell-completion"]):
+        from sdunroll.completion import with_command
+
+        arguments = with_command(arguments, list(COMMANDS))
         if not arguments:
             return 0
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -223,34 +225,6 @@ def _nearest(word: str, known: list[str]) -> str:
 
     found = get_close_matches(word, known, n=1)
     return f" (did you mean {found[0]}?)" if found else ""
-
-
-def _asks_for_completion(arguments: list[str]) -> bool:
-    return bool(arguments) and arguments[0] in ("-sc", "--shell-completion")
-
-
-def _complete(arguments: list[str]) -> list[str]:
-    """Turn a completion request, which comes without a command, into one for a command.
-
-    Hydra's shell script calls the program with the line typed so far in COMP_LINE; the command is
-    taken out of that line. While the command itself is being typed, the commands are printed.
-    """
-    line = os.environ.get("COMP_LINE", "")
-    if not line:  # install or uninstall: the same script for every command
-        return ["train", *arguments]
-    program, *words = line.split(" ")
-    if len(words) <= 1:
-        typed = words[0] if words else ""
-        print(" ".join(name for name in COMMANDS if name.startswith(typed)))
-        return []
-    command = words[0]
-    if command not in COMMANDS:
-        return []
-    os.environ["COMP_LINE"] = " ".join([program, *words[1:]])
-    if "COMP_POINT" in os.environ:
-        point = int(os.environ["COMP_POINT"]) - len(command) - 1
-        os.environ["COMP_POINT"] = str(max(point, 0))
-    return [command, *arguments]
 
 
 def script() -> NoReturn:
