@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sdunroll.allocator import keep_freed_memory
 from sdunroll.constraints import Distance, GradientNorm
 from sdunroll.data import Batch
 from sdunroll.networks import Lista
@@ -188,6 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few repetitions, small size alone")
     quick = parser.parse_args().quick
+    keep_freed_memory()  # as the commands do
     threads = torch.get_num_threads()
     rows = []
     for size in SIZES[:1] if quick else SIZES:

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from sdunroll import checks
+from sdunroll.allocator import keep_freed_memory
 from sdunroll.cache import Cache
 from sdunroll.constraints import DescentConstraint
 from sdunroll.data import Batch, Source, Split
@@ -72,7 +73,7 @@ def instantiate(config: DictConfig, group: str, **arguments: Any) -> Any:
 
 
 def set_up_torch(config: DictConfig) -> torch.device:
-    """Set the number of threads and return the device that ``config`` asks for.
+    """Set the number of threads and how memory is kept; the device that ``config`` asks for.
 
     Errors: ``device=cuda`` where there is none.
     """
@@ -80,6 +81,7 @@ def set_up_torch(config: DictConfig) -> torch.device:
         DEFAULT_THREADS if config.threads is None else checks.integer("threads", config.threads)
     )
     torch.set_num_threads(threads)
+    keep_freed_memory()
     name = checks.choice("device", config.device, ("auto", "cpu", "cuda"))
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
