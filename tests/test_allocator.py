@@ -27,5 +27,5 @@ def page_faults(mode):
 
 
 def test_memory_is_not_asked_for_again():
-    """Twenty blocks of 64 MiB, one after the other: their pages are touched anew only without it."""
-    assert page_faults("keep") < 0.25 * page_faults("leave")
+    """Twenty blocks of 64 MiB, one after the other: most pages are touched anew only without it."""
+    assert page_faults("keep") < 0.5 * page_faults("leave")
