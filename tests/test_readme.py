@@ -1,0 +1,56 @@
+"""What the README says of results and settings is what the files say."""
+
+import re
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from sdunroll import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_table_of_results_is_the_one_that_the_script_wrote():
+    table = (ROOT / "outputs" / "reference" / "lista.md").read_text().strip()
+    assert table in README
+    assert (ROOT / "outputs" / "reference" / "lista.png").is_file()
+
+
+def test_the_two_commands_stand_as_they_are():
+    assert (
+        "pip install -c constraints.txt -e . && sdunroll train problem=lista constrained=true"
+        in README
+    )
+    assert 'pip install -c constraints.txt -e ".[test]" && pytest' in README
+    assert (
+        'pip install --quiet -c constraints.txt -e ".[test]"' in (ROOT / ".ci" / "run").read_text()
+    )
+
+
+def test_the_defaults_in_the_table_of_overrides():
+    """Every row with as many defaults as keys is compared with the composed configuration."""
+    cli.register_resolvers()
+    with initialize_config_dir(str(cli.config_folder()), version_base="1.3"):
+        config = compose("train")
+    said = {"none": None, "all": None, "true": True, "false": False}
+    compared = 0
+    for line in README.split("## Overrides")[1].split("\n## ")[0].splitlines():
+        if not line.startswith("| `"):
+            continue
+        keys, defaults = (cell.strip() for cell in line.split("|")[1:3])
+        names = re.findall(r"`([^`]+)`", keys)
+        values = [value.strip().strip("`") for value in defaults.split(",")]
+        prefix = names[0].rsplit(".", 1)[0] + "." if "." in names[0] else ""
+        if len(names) != len(values):
+            continue
+        for name, value in zip(names, values, strict=True):
+            key = name if "." in name or not prefix else prefix + name
+            actual = OmegaConf.select(config, key)
+            if OmegaConf.is_config(actual) or (actual is None and value not in said):
+                continue  # a group's choice
+            expected = said.get(value, value)
+            assert actual == expected or str(actual) == value or float(actual) == float(value), key
+            compared += 1
+    assert compared >= 20
