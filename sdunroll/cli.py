@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so that help is instant.
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
@@ -40,7 +41,8 @@ USAGE = "\n".join(
 
 
 def main() -> int:
-    """Run the command line; returns the exit status: 0, 1 failed or refused, 2 no such command, 130."""
+    """Run the command line; returns the exit status: 0, 1 failed or refused, 2 no such command, 130
+    interrupted, 143 terminated."""
     arguments = sys.argv[1:]
     if arguments[:1] in (["-sc"], ["--shell-completion"]):
         from sdunroll.completion import with_command
@@ -68,6 +70,14 @@ def main() -> int:
     return _run(command, rest)
 
 
+class Terminated(KeyboardInterrupt):
+    """The signal by which schedulers end a job; handled like Ctrl-C."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
 def config_folder() -> Path:
     """The folder of the configs: in a wheel inside the package, in a checkout beside it."""
     package = Path(__file__).resolve().parent
@@ -83,12 +93,14 @@ def _run(command: str, arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to this function
     logging.raiseExceptions = False  # a log that cannot be written must not hide the error itself
     sys.path.append(os.getcwd())  # a user's own network is found beside the user's own config
+    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         with redirect_stderr(_WithoutEcho(sys.stderr)), _one_line_usage_errors(command):
             _application(command)()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        if not getattr(stop, "already_shown", False):
+            print("interrupted", file=sys.stderr)
+        return 143 if isinstance(stop, Terminated) else 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BrokenPipeError:  # the reader of our output has left: `sdunroll ... | head`
@@ -100,6 +112,8 @@ def _run(command: str, arguments: list[str]) -> int:
         if not getattr(error, "already_shown", False):
             print(f"error: {one_line(error, command, arguments)}", file=sys.stderr)
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     return 0
 
 
@@ -168,6 +182,8 @@ def _application(command: str) -> Any:
         module = importlib.import_module(f"sdunroll.commands.{command}")
         try:
             module.main(config)
+        except BrokenPipeError:
+            raise
         except Exception as error:
             _report_failure(error, command)
             raise

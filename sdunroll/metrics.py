@@ -83,12 +83,22 @@ def evaluate(
     )
 
 
-def bootstrap_weights(count: int, *, seed: int) -> Tensor:
-    """Weights (R, N) float64 that average a resample drawn with replacement; each row sums to 1."""
-    rng = generator(seed, "evaluation/bootstrap")
-    drawn = torch.randint(count, (RESAMPLES, count), generator=rng)
-    weights = torch.zeros(RESAMPLES, count, dtype=torch.float64)
-    return weights.scatter_add_(1, drawn, torch.full_like(weights, 1 / count))
+class Bootstrap:
+    """Means over R resamples of N instances, drawn with replacement; the same ones at each call.
+
+    Args:
+        count: N. seed: of the resamples.
+    """
+
+    def __init__(self, count: int, *, seed: int) -> None:
+        rng = generator(seed, "evaluation/bootstrap")
+        drawn = torch.randint(count, (RESAMPLES, count), generator=rng)
+        counts = torch.zeros(RESAMPLES, count, dtype=torch.float64)
+        self.counts = counts.scatter_add_(1, drawn, torch.ones_like(counts))  # how often, (R, N)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """The mean of each row of ``values`` (K, N) in each resample, (R, K)."""
+        return self.counts @ values.T / self.counts.shape[1]
 
 
 def summarise(
@@ -115,21 +125,21 @@ def layer_table(
     """A row a state l = 0 .. L: ``layer``, the figures, ``measured`` (by the constraint) and from
     l = 1 ``slack`` and ``descent_frequency`` (the share of instances with m(y_l) < m(y_{l-1})); each
     figure as :func:`summarise` gives it."""
-    weights = bootstrap_weights(figures.distance.shape[1], seed=seed)
+    resample = Bootstrap(figures.distance.shape[1], seed=seed)
     columns = {}
     for name in STATE_FIGURES:
         values = getattr(figures, name).double()
-        columns[name] = summarise(values, weights @ values.T)
+        columns[name] = summarise(values, resample(values))
     before, after = figures.before.double(), figures.after.double()
     falls = (after < before).double()
-    columns["descent_frequency"] = summarise(falls, weights @ falls.T)
+    columns["descent_frequency"] = summarise(falls, resample(falls))
     pairs = constraint.pairs(before, after)  # what the slack averages, (2, L, N)
-    resampled = torch.einsum("rn,pln->prl", weights, pairs)  # (2, R, L)
+    resampled = torch.stack([resample(part) for part in pairs])  # (2, R, L)
     moments = pairs.mean(-1)
     per_instance = constraint.slack_terms(pairs, moments)  # (L, N)
     slack = constraint.slack_of(moments)
     measured = torch.cat([before[:1], after])
-    columns["measured"] = summarise(measured, weights @ measured.T)
+    columns["measured"] = summarise(measured, resample(measured))
     columns["slack"] = summarise(per_instance, constraint.slack_of(resampled), slack)
     rows: list[dict[str, Any]] = []
     for layer in range(len(figures.distance)):
@@ -154,7 +164,7 @@ def baseline_figures(
         by solver ``iterations``, the figures, and ``iterations_to_final_distance`` (None if more
         than ``limit``).
     """
-    weights = bootstrap_weights(len(data.obs), seed=seed)
+    resample = Bootstrap(len(data.obs), seed=seed)
     found = {}
     for name, states in problem.baselines(data.obs).items():
         row: dict[str, Any] = {"iterations": iterations}
@@ -163,7 +173,7 @@ def baseline_figures(
             if count == iterations:
                 for figure, values in state_figures(problem, y[None], data).items():
                     value = values.double().cpu()
-                    row[figure] = summarise(value, weights @ value.T)[0]
+                    row[figure] = summarise(value, resample(value))[0]
             if reached is None and float(distance(y, data.target).mean()) <= goal:
                 reached = count
             if count >= iterations and (reached is not None or count >= limit):

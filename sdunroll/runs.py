@@ -78,14 +78,15 @@ class Run:
         Errors: :class:`RunError` if it is one already: nothing is overwritten.
         """
         cls.check_free(folder)
+        (folder / "history.csv").unlink(missing_ok=True)  # of a run that saved no epoch
         write_json(folder / "provenance.json", provenance)
         write_atomically(folder / "config.yaml", lambda path: OmegaConf.save(config, path))
         return cls(folder)
 
     @staticmethod
     def check_free(folder: Path) -> None:
-        """Errors: :class:`RunError` if ``folder`` holds a run already."""
-        if (folder / "config.yaml").exists():
+        """Errors: :class:`RunError` if ``folder`` holds a run already, one that saved an epoch."""
+        if (folder / "checkpoints" / "last.pt").exists():
             raise RunError(
                 f"{folder}: holds a run already; take another hydra.run.dir, or go on with "
                 f"`sdunroll train resume={folder}`"
@@ -118,7 +119,7 @@ class Run:
         path = self.folder / "checkpoints" / f"{name}.pt"
         if not path.exists():
             raise RunError(
-                f"{path}: missing; the run ended before its first epoch was saved, train again"
+                f"{path}: missing; the run saved no epoch, or the file was moved away; train again"
             )
         try:
             state = load_checked(path)

@@ -10,10 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 def explain(error: Exception, configs: Path, command: str, arguments: list[str]) -> str:
     """One line for an error of Hydra or OmegaConf: what came, what was expected, what to do."""
     text = " ".join(str(error).split())
-    if key := re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'", text):
-        return _unknown_key(
-            _overridden(next(filter(None, key.groups())), arguments), configs, command
-        )
+    if key := re.search(r"Could not override '([^']+)'|full_key: (\S+)|Key '([^']+)'", text):
+        return _unknown_key(next(filter(None, key.groups())), configs, command)
     if choice := re.search(r"(?:Could not find|In '[^']*': Could not find) '([^']+)'", text):
         return _unknown_choice(choice.group(1), [configs, *_own_configs(arguments)])
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
@@ -22,25 +20,24 @@ def explain(error: Exception, configs: Path, command: str, arguments: list[str])
             f"{name}: expected a value, got none; give {name}=... (see sdunroll {command} --help)"
         )
     if match := re.search(r"(?:parsing override|Error parsing) '([^']+)'", text):
+        typed = match.group(1)
+        if "=" not in typed and command != "train":
+            return f"{typed}: expected key=value; did you mean run={typed}?"
         return (
-            f"override {match.group(1)!r}: expected key=value, got something else; quote it for the "
+            f"override {typed!r}: expected key=value, got something else; quote it for the "
             "shell if it holds spaces, brackets or commas"
         )
     return f"{text} (see sdunroll {command} --help)"
 
 
-def _overridden(key: str, arguments: list[str]) -> str:
-    """The full dotted key that was typed; OmegaConf names its last part alone."""
-    typed = [argument.split("=")[0].lstrip("+~") for argument in arguments if "=" in argument]
-    return next((name for name in typed if name == key or name.endswith(f".{key}")), key)
-
-
 def _unknown_key(key: str, configs: Path, command: str) -> str:
     known = known_keys(configs, command)
+    if owners := known.get(key):
+        return f"{key}: belongs to {' or '.join(owners)}; choose that too, or leave the key out"
     near = get_close_matches(key, known, n=1, cutoff=0.5)
-    if not near:  # a right name in the wrong place: epsilon for constraint.epsilon
-        last = key.split(".")[-1]
-        near = [name for name in known if name.split(".")[-1] == last][:1]
+    last = key.split(".")[-1]
+    same = [name for name in known if name.split(".")[-1] == last]  # a right name in a wrong place
+    near = same[:1] or near
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"{key}: no such key{hint} (sdunroll {command} --cfg job shows all keys)"
 
@@ -65,31 +62,37 @@ def _unknown_choice(choice: str, folders: list[Path]) -> str:
     return f"{group}: expected one of {', '.join(options)}, got {name!r}{hint}"
 
 
-def known_keys(configs: Path, command: str) -> list[str]:
-    """Every dotted key of the command's configuration, with every choice of every group."""
-    keys: dict[str, None] = {}
+def known_keys(configs: Path, command: str) -> dict[str, list[str]]:
+    """Every dotted key of the command's configuration, with the choices it needs (none: any)."""
+    keys: dict[str, list[str]] = {}
     main = OmegaConf.load(configs / f"{command}.yaml")
     assert isinstance(main, DictConfig)
     defaults = main.pop("defaults")
     main.pop("hydra", None)
-    _flatten(main, "", keys)
+    for key in _flatten(main, ""):
+        keys[key] = []
     for entry in defaults:
         group = str(next(iter(entry))) if isinstance(entry, DictConfig) else "override"
         if group.startswith("override"):
             continue
+        keys[group] = []
         for path in sorted((configs / group).glob("*.yaml")):
             text = path.read_text(encoding="utf-8")
             config = OmegaConf.create(text)
             assert isinstance(config, DictConfig)
             config.pop("defaults", None)
-            keys[group] = None
-            _flatten(config, "" if "@package _global_" in text else f"{group}.", keys)
-    return list(keys)
+            prefix = "" if "@package _global_" in text else f"{group}."
+            for key in _flatten(config, prefix):
+                if keys.get(key) != [] or key not in keys:
+                    keys.setdefault(key, []).append(f"{group}={path.stem}")
+    return keys
 
 
-def _flatten(config: DictConfig, prefix: str, keys: dict[str, None]) -> None:
+def _flatten(config: DictConfig, prefix: str) -> list[str]:
+    keys = []
     for name in map(str, config):
-        keys[f"{prefix}{name}"] = None
+        keys.append(f"{prefix}{name}")
         value = config._get_node(name)
         if isinstance(value, DictConfig):
-            _flatten(value, f"{prefix}{name}.", keys)
+            keys += _flatten(value, f"{prefix}{name}.")
+    return keys

@@ -68,9 +68,10 @@ def test_share_that_descends_counts_strict_descent_once():
 
 def test_bootstrap_agrees_with_scipy():
     values = torch.from_numpy(np.random.default_rng(0).exponential(size=(1, 300)))
-    weights = metrics.bootstrap_weights(300, seed=0)
-    assert torch.allclose(weights.sum(1), torch.ones(len(weights), dtype=torch.float64))
-    (row,) = metrics.summarise(values, weights @ values.T)
+    resample = metrics.Bootstrap(300, seed=0)
+    ones = torch.ones(1, 300, dtype=torch.float64)
+    assert torch.equal(resample(ones), torch.ones(metrics.RESAMPLES, 1, dtype=torch.float64))
+    (row,) = metrics.summarise(values, resample(values))
     peer = stats.bootstrap(
         (values[0].numpy(),), np.mean, n_resamples=20000, method="percentile", rng=1
     ).confidence_interval

@@ -40,6 +40,7 @@ class Experiment:
     network: UnrolledNetwork
     constraint: DescentConstraint
     device: torch.device
+    epoch: int | None  # of the weights that were loaded
 
     def instances(self, split: Split) -> Batch:
         """The problem's instances of a split, on the device."""
@@ -53,6 +54,11 @@ def instantiate(config: DictConfig, group: str, **arguments: Any) -> Any:
     """
     import hydra.utils
     from hydra.errors import InstantiationException
+
+    if group not in config:
+        raise checks.UserError(
+            f"config.yaml: expected settings under {group!r}, found none; train again"
+        )
 
     try:
         built = hydra.utils.instantiate(config[group], _convert_="all")
@@ -120,7 +126,10 @@ def assemble(
                 f"{state['path']}: does not fit the network that config.yaml beside it describes; "
                 "restore the file that belongs there, or train again"
             ) from error
-    return Experiment(source, reference, problem.to(device), network.to(device), constraint, device)
+    epoch = None if state is None else state.get("epoch")
+    return Experiment(
+        source, reference, problem.to(device), network.to(device), constraint, device, epoch
+    )
 
 
 def load_best(folder: str, device: torch.device) -> tuple[Run, Experiment]:

@@ -54,6 +54,7 @@ def _result(
         "form": constraint.form,
         "first_layer": constraint.first_layer,
         "seed": seed,
+        "epoch": experiment.epoch,
         "optimum_relative_gap": None if certificate is None else certificate.max().item(),
         "layers": metrics.layer_table(measured, constraint, seed=seed),
         "baselines": metrics.baseline_figures(

@@ -34,7 +34,12 @@ def main(config: DictConfig) -> None:
     seed = seed_of(config, run)
     with log_to(run.folder / "perturb" / "perturb.log"):
         perturb = partial(_perturb, disturbances=disturbances, seed=seed)
-        result = {"perturbation": config.name, "label": _label(run), **perturb(experiment)}
+        result = {
+            "perturbation": config.name,
+            "label": _label(run),
+            "epoch": experiment.epoch,
+            **perturb(experiment),
+        }
         if other is not None:
             against, second = other
             result["against"] = {
@@ -60,7 +65,7 @@ def _levels(given: Any) -> list[float]:
         raise checks.InvalidValue(
             f"levels: expected a list of numbers such as [0.5,1,2], got {given!r}"
         )
-    return [checks.number("levels", level, low=0) for level in given]
+    return sorted({checks.number("levels", level, low=0) for level in given})
 
 
 def _perturb(
@@ -93,8 +98,13 @@ def _row(
         perturbation=disturbance,
     )
     finals = torch.stack([measured.distance[-1], measured.objective_gap[-1], measured.l1_norm[-1]])
-    weights = metrics.bootstrap_weights(len(data.obs), seed=seed)
-    rows = metrics.summarise(finals.double(), weights @ finals.double().T)
+    if not finals.isfinite().all():
+        raise checks.UserError(
+            f"levels: at level {disturbance.level:g} the network returns values that are not finite; "
+            "take smaller levels"
+        )
+    resample = metrics.Bootstrap(len(data.obs), seed=seed)
+    rows = metrics.summarise(finals.double(), resample(finals.double()))
     names = ("final_distance", "objective_gap", "l1_norm")
     return {
         "level": disturbance.level,
@@ -106,4 +116,5 @@ def _row(
 
 def _label(run: Run) -> str:
     """A run in few words, for a legend."""
-    return f"{'constrained' if run.config.constrained else 'standard'}, seed {run.config.seed}"
+    method = "constrained" if run.config.constrained else "standard"
+    return f"{run.folder.resolve().name} ({method}, seed {run.config.seed})"

@@ -35,12 +35,13 @@ def main(config: DictConfig) -> None:
         return
     try:
         _train(training, experiment, run)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if training.epochs_done:
             then = f"go on with: sdunroll train resume={run.folder}"
         else:
             then = "nothing was saved yet, train again"
         log.error("interrupted in epoch %d; %s", training.epochs_done + 1, then)
+        stop.already_shown = True  # type: ignore[attr-defined]
         raise
     finally:
         _add_cost(run, time.monotonic() - began)
@@ -146,6 +147,14 @@ def _train(training: Training, experiment: Experiment, run: Run) -> None:
                 range(experiment.constraint.first_layer - 1, len(epoch.val_slack)),
                 key=epoch.val_slack.__getitem__,
             )
+            log.debug(
+                "epoch %d: loss %.4g, validation %.4g, worst slack %+.3f (layer %d)",
+                epoch.epoch,
+                epoch.train_loss,
+                epoch.val_loss,
+                epoch.val_slack[worst],
+                worst + 1,
+            )
             bar.set_postfix_str(
                 f"loss {epoch.train_loss:.4g}, worst slack {epoch.val_slack[worst]:+.3f} "
                 f"(layer {worst + 1})"
@@ -209,6 +218,7 @@ def _summarise(training: Training, experiment: Experiment, run: Run) -> None:
     }
     run.write_json("summary.json", summary)
     verdict = "every layer descends" if summary["feasible"] else "not every layer descends"
+    log.debug("finished: %s", summary)
     print(
         f"test split: final distance {summary['final_distance']:.4f}, worst slack "
         f"{slack[worst]:+.4f} (layer {worst + 1}), {verdict} as demanded"

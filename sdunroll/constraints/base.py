@@ -60,7 +60,7 @@ class DescentConstraint(ABC):
         detach_previous: bool = True,
         spare: float | None = 0.02,
         first_layer: int = 1,
-        margin: float = 0.0,
+        margin: float = 0.1,
     ) -> None:
         several = isinstance(epsilon, Sequence) and not isinstance(epsilon, str)
         values: list[object] = [*epsilon] if several else [epsilon]  # type: ignore[misc]
@@ -129,12 +129,22 @@ class DescentConstraint(ABC):
     def measures(self, problem: Problem, path: Trajectory, batch: Batch) -> tuple[Tensor, Tensor]:
         """The measure of what each layer received and of what it returned, (L, B) both."""
         if path.received is None:
-            measured = self.measure(problem, path.states, batch)  # (L + 1, B)
+            measured = self._measure(problem, path.states, batch)  # (L + 1, B)
             return measured[:-1], measured[1:]
         return (
-            self.measure(problem, path.inputs, batch),
-            self.measure(problem, path.outputs, batch),
+            self._measure(problem, path.inputs, batch),
+            self._measure(problem, path.outputs, batch),
         )
+
+    def _measure(self, problem: Problem, states: Tensor, batch: Batch) -> Tensor:
+        """The measure of states (K, B, ...), (K, B), its shape checked."""
+        measured = self.measure(problem, states, batch)
+        if measured.shape != states.shape[:2]:
+            raise checks.UserError(
+                f"{type(self).__name__}.measure: expected one number a layer and instance, "
+                f"{tuple(states.shape[:2])}, got {tuple(measured.shape)}"
+            )
+        return measured
 
     def slack_of(self, moments: Tensor, *, margin: float = 0.0) -> Tensor:
         """The slack of every layer, constrained or not, (..., L), from mean pairs (2, ..., L).

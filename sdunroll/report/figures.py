@@ -108,7 +108,7 @@ def training(history: Sequence[dict[str, float]], folder: Path) -> None:
                 values = [row[f"{name}_{layer}"] for row in history]
                 axes.plot(epochs, values, lw=1, color=color, label=f"{layer}")
             axes.set(title=f"{name}s, a line a layer", xlabel="epoch")
-        panels[2].set_title("slacks in training, margin included")
+        panels[2].set_title("slacks in training, a line a layer")
         panels[2].axhline(0, color="k", ls="--", lw=1)
         panels[2].set_yscale("symlog", linthresh=0.1)
         panels[2].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -33,11 +33,11 @@ class Epoch:
     Attributes:
         epoch: from 1.
         train_loss: mean loss over the epoch's batches.
-        slack: of every layer over the epoch, margin included, as the multipliers see it, (L,).
+        slack: of every layer over the epoch, without margin, (L,).
         multipliers: of every layer after the epoch, 0 where unconstrained, (L,).
         val_loss, val_distance: mean loss and mean final distance on the validation split.
         val_slack: of every layer on the validation split, without margin, (L,).
-        feasible: whether all constrained layers have val_slack <= 0.
+        feasible: whether val_slack <= 0 from the constraint's first layer on, enforced or not.
         best: whether this is the best epoch so far.
         lr: step of the last update.
         seconds: wall time.
@@ -142,12 +142,12 @@ class Training:
         return Epoch(
             epoch=self.epochs_done,
             train_loss=loss,
-            slack=slack.tolist(),
+            slack=self.constraint.slack_of(moments).tolist(),
             multipliers=multipliers.tolist(),
             val_loss=val_loss,
             val_distance=val_distance,
             val_slack=val_slack.tolist(),
-            feasible=rank < 2,
+            feasible=bool((val_slack[self.constraint.first_layer - 1 :] <= 0).all()),
             best=best,
             lr=lr,
             seconds=time.perf_counter() - began,
@@ -199,7 +199,8 @@ class Training:
     def _stopped(self, place: str) -> str:
         return (
             f"training stopped in epoch {self.epochs_done + 1}: {place}; lower training.lr or "
-            "training.clip_norm, or check the data; the last checkpoint is intact"
+            "training.clip_norm, or check the data"
+            + ("; the last checkpoint is intact" if self.epochs_done else "")
         )
 
     @torch.no_grad()
