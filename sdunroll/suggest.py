@@ -10,15 +10,15 @@ from omegaconf import DictConfig, OmegaConf
 def explain(error: Exception, configs: Path, command: str, arguments: list[str]) -> str:
     """One line for an error of Hydra or OmegaConf: what came, what was expected, what to do."""
     text = " ".join(str(error).split())
-    if key := re.search(r"Could not override '([^']+)'|full_key: (\S+)|Key '([^']+)'", text):
-        return _unknown_key(next(filter(None, key.groups())), configs, command)
-    if choice := re.search(r"(?:Could not find|In '[^']*': Could not find) '([^']+)'", text):
-        return _unknown_choice(choice.group(1), [configs, *_own_configs(arguments)])
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         name = missing.group(1)
         return (
             f"{name}: expected a value, got none; give {name}=... (see sdunroll {command} --help)"
         )
+    if key := re.search(r"Could not override '([^']+)'|full_key: (\S+)|Key '([^']+)'", text):
+        return _unknown_key(next(filter(None, key.groups())), configs, command)
+    if choice := re.search(r"(?:Could not find|In '[^']*': Could not find) '([^']+)'", text):
+        return _unknown_choice(choice.group(1), [configs, *_own_configs(arguments)])
     if match := re.search(r"(?:parsing override|Error parsing) '([^']+)'", text):
         typed = match.group(1)
         if "=" not in typed and command != "train":

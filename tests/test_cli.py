@@ -132,12 +132,32 @@ def test_the_plug_in_of_the_readme(sdunroll, tmp_path):
         assert done.status == 0, done.err
 
 
+def test_the_constraint_and_the_perturbation_of_the_readme(sdunroll, tmp_path):
+    folder = tmp_path / "work"
+    for name in ("my_constraint", "my_perturbation"):
+        (code,) = [block for block in blocks("python") if block.startswith(f"# {name}.py")]
+        (folder / f"{name}.py").write_text(code)
+    for target in ("my_constraint", "my_perturbation"):
+        (config,) = [block for block in blocks("yaml") if f"{target}." in block]
+        path = folder / "my_configs" / re.search(r"# my_configs/(\S+)", config)[1]
+        path.parent.mkdir(parents=True)
+        path.write_text(
+            config.replace(f"# my_configs/{path.relative_to(folder / 'my_configs')}\n", "")
+        )
+    own = ["--config-dir", "my_configs"]
+    outcome = sdunroll("train", *own, "constraint=squared", "constraint.epsilon=0.2", *TINY)
+    assert outcome.status == 0, outcome.err
+    done = sdunroll("perturb", *own, f"run={outcome.run}", "perturbation=dropout", "levels=[0,0.5]")
+    assert done.status == 0, done.err
+    assert (outcome.run / "perturb" / "dropout.json").exists()
+
+
 def test_the_overrides_of_the_readme_exist():
     """Every key in the README's table of overrides is a key of some command's configuration."""
     from sdunroll.suggest import known_keys
 
     known = {key for command in cli.COMMANDS for key in known_keys(cli.config_folder(), command)}
-    table = README.read_text().split("## Overrides")[1].split("##")[0]
+    table = README.read_text().split("| override |")[1].split("| perturbation | what")[0]
     first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     for cell in first_cells:
         prefix = ""

@@ -36,7 +36,7 @@ def test_the_defaults_in_the_table_of_overrides():
         config = compose("train")
     said = {"none": None, "all": None, "true": True, "false": False}
     compared = 0
-    for line in README.split("## Overrides")[1].split("\n## ")[0].splitlines():
+    for line in README.split("| override |")[1].split("| perturbation | what")[0].splitlines():
         if not line.startswith("| `"):
             continue
         keys, defaults = (cell.strip() for cell in line.split("|")[1:3])

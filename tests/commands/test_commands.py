@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -61,6 +63,7 @@ def test_eval(trained, sdunroll):
     assert outcome.status == 0, outcome.err
     result = read(trained / "eval" / "metrics.json")
     assert result["num_samples"] == 48
+    assert result["epoch"] == read(trained / "summary.json")["best_epoch"]
     assert result["epsilon"] == 0.1
     assert result["measure"] == "distance"
     assert [row["layer"] for row in result["layers"]] == [0, 1, 2, 3]
@@ -125,10 +128,11 @@ def test_eval_of_signals_that_are_no_pictures(sdunroll):
 
 
 def test_perturb(trained, sdunroll):
-    outcome = sdunroll("perturb", f"run={trained}", "levels=[0,1]")
+    outcome = sdunroll("perturb", f"run={trained}", "levels=[1,0,1]")
     assert outcome.status == 0, outcome.err
     result = read(trained / "perturb" / "layer_noise.json")
     assert result["perturbation"] == "layer_noise"
+    assert result["epoch"] in (1, 2)
     zero, one = result["levels"]
     assert set(zero) >= {
         "level",
@@ -246,18 +250,22 @@ def test_sweep_goes_on_past_a_failed_job(sdunroll, tmp_path):
     assert not (sweep / "1" / "config.yaml").exists()
 
 
-def test_interrupted_run_keeps_its_last_epoch_and_says_how_to_go_on(sdunroll, monkeypatch):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_run_keeps_its_last_epoch_and_says_how_to_go_on(
+    sdunroll, monkeypatch, number, status
+):
     epoch = Training._epoch
 
     def interrupted(self):
         if self.epochs_done == 1:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
         return epoch(self)
 
     monkeypatch.setattr(Training, "_epoch", interrupted)
     outcome = sdunroll("train", *TINY)
-    assert outcome.status == 130
+    assert outcome.status == status
     assert "Traceback" not in outcome.err
+    assert "interrupted\n" not in outcome.err
     (line,) = [line for line in outcome.err.splitlines() if "resume=" in line]
     run = line.split("resume=")[1]
     monkeypatch.setattr(Training, "_epoch", epoch)

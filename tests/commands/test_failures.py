@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from sdunroll.training import Training
 from tests.conftest import TINY
 
 
@@ -25,6 +26,9 @@ def check(outcome, *parts):
     [
         (["constraint.epsilom=0.1"], ["constraint.epsilom", "did you mean constraint.epsilon?"]),
         (["epsilon=0.1"], ["epsilon: no such key", "did you mean constraint.epsilon?"]),
+        (["epochs=3"], ["error: epochs: no such key; did you mean training.epochs?"]),
+        (["dual.rate=0.1"], ["dual.rate: belongs to dual=ascent"]),
+        (["data=synthetic"], ["data.size: belongs to data=photos"]),
         (["network.layers=3"], ["network.layers", "did you mean network.num_layers?"]),
         (["constraned=true"], ["did you mean constrained?"]),
         (["network=listo"], ["network: expected one of", "lista", "did you mean network=lista?"]),
@@ -91,6 +95,7 @@ def test_the_traceback_is_shown_when_asked_for(sdunroll, monkeypatch):
         (["perturb", "run=x", "levels=[-1]"], ["levels", "got -1"]),
         (["perturb", "run=x", "perturbation=noise"], ["perturbation: expected one of"]),
         (["eval", "run=x", "sead=1"], ["did you mean seed?"]),
+        (["eval", "outputs/x"], ["did you mean run=outputs/x?"]),
     ],
 )
 def test_eval_and_perturb_refuse(sdunroll, tmp_path, arguments, parts):
@@ -149,6 +154,21 @@ def test_resume_refuses_changes_that_would_make_it_another_run(sdunroll):
     after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     before.pop(run / "train.log", None), after.pop(run / "train.log", None)
     assert before == after
+
+
+def test_a_network_that_overflows_is_named_by_level(sdunroll, run):
+    check(
+        sdunroll("perturb", f"run={run}", "levels=[1,1e38]"), "levels: at level 1e+38", "not finite"
+    )
+    assert not (run / "perturb" / "layer_noise.json").exists()
+
+
+def test_a_directory_whose_run_saved_no_epoch_can_be_trained_in(sdunroll, monkeypatch):
+    folder = "outputs/again"
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "_train_epoch", lambda self: 1 / 0)
+        check(sdunroll("train", *TINY, f"hydra.run.dir={folder}"), "ZeroDivisionError")
+    assert sdunroll("train", *TINY, f"hydra.run.dir={folder}").status == 0
 
 
 def test_a_run_directory_is_not_overwritten(sdunroll, run):

@@ -1,8 +1,15 @@
 import pytest
 import torch
 
-from sdunroll.checks import InvalidValue
-from sdunroll.constraints import Distance, GradientNorm, ObjectiveGap, distance, norm
+from sdunroll.checks import InvalidValue, UserError
+from sdunroll.constraints import (
+    DescentConstraint,
+    Distance,
+    GradientNorm,
+    ObjectiveGap,
+    distance,
+    norm,
+)
 from sdunroll.data import Batch
 from sdunroll.networks import Trajectory
 from tests.conftest import make_batch, make_problem
@@ -122,6 +129,16 @@ def test_where_the_gradient_reaches_the_layer_before(settings, reaches):
     constraint.slack(problem, path, batch)[2].backward()
     reached = (path.states.grad.abs().sum((1, 2)) > 0).tolist()
     assert reached == [False, False, reaches, True]
+
+
+def test_a_measure_of_the_wrong_shape_is_refused():
+    class Summed(DescentConstraint):
+        def measure(self, problem, y, batch):
+            return (y - batch.target).square().sum()
+
+    problem = make_problem()
+    with pytest.raises(UserError, match=r"Summed.measure: expected .*\(4, 20\), got \(\)"):
+        Summed().slack(problem, path_of(problem), make_batch(problem))
 
 
 def test_refuses_detach_previous():

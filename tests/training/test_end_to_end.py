@@ -90,7 +90,7 @@ def test_trains():
 
 
 def test_constraints_make_layers_descend_that_otherwise_do_not():
-    settings = {"epochs": 60, "noise_level": 0.0, "constraint": Distance(epsilon=0.4)}
+    settings = {"epochs": 60, "noise_level": 0.0, "constraint": Distance(epsilon=0.4, margin=0.0)}
     standard = list(make(constrained=False, **settings).run())[-1]
     constrained = list(make(**settings).run())[-1]
     assert max(standard.slack) > 0.05
@@ -124,12 +124,16 @@ def test_without_constraints_it_is_plain_training():
 def test_the_epoch_slack_is_that_of_the_whole_epoch():
     """With a step too small to move anything, the running means equal one pass over the data."""
     constraint = Distance(epsilon=0.3, margin=0.1)
-    training = make(lr=1e-12, noise_level=0.0, constraint=constraint, epochs=1)
+    dual = Ascent(rate=1.0)
+    training = make(lr=1e-12, noise_level=0.0, constraint=constraint, epochs=1, dual=dual)
     training.network.start = "zero"
     (epoch,) = training.run()
     path = training.network(TRAIN.obs, generator=generator(0, "any"))
-    expected = constraint.slack(PROBLEM, path, TRAIN, margin=0.1)
+    expected = constraint.slack(PROBLEM, path, TRAIN)
     assert epoch.slack == pytest.approx(expected.tolist(), abs=1e-5)
+    # what the multipliers see includes the margin
+    seen = (expected + 0.1).clamp_min(0)
+    assert epoch.multipliers == pytest.approx(seen.tolist(), abs=1e-5)
     path = training.network(VAL.obs, generator=generator(0, "any"))
     assert epoch.val_slack == pytest.approx(constraint.slack(PROBLEM, path, VAL).tolist(), abs=1e-5)
     assert epoch.val_loss == pytest.approx(
