@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def _add_cost(run: Run, seconds: float) -> None:
     provenance["wall_seconds"] = (provenance["wall_seconds"] or 0.0) + seconds
     peak = max(provenance["peak_memory_bytes"] or 0, peak_memory_bytes())
     provenance["peak_memory_bytes"] = peak
-    run.write_json("provenance.json", provenance)
+    with suppress(WriteError):  # on a full disk, the error on its way says more
+        run.write_json("provenance.json", provenance)
 
 
 def _build(
