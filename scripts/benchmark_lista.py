@@ -33,7 +33,7 @@ from sdunroll.problems import SparseCoding
 from sdunroll.randomness import generator
 from sdunroll.training import EndToEnd, Training
 
-SIZES = ((256, 307, 10, 128), (1024, 1228, 10, 512))  # features, atoms, layers, batch
+SIZES = ((256, 307, 10, 256), (1024, 1228, 10, 512))  # features, atoms, layers, batch
 PLAIN_SHARE = 16  # the plain version's Jacobians are timed on this part of the batch, and scaled
 
 
