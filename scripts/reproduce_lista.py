@@ -3,8 +3,8 @@
     python scripts/reproduce_lista.py [--jobs 2] [--only base] [--seeds 0 1 2]
 
 Calls the `sdunroll` commands that it prints, into outputs/lista/; what is done there is not done
-again. Writes outputs/reference/lista.md, lista.json and lista.png. On 2 cores: base takes a quarter of
-an hour, all of it two hours.
+again. Writes outputs/reference/lista.md, lista.json and lista.png. On 2 cores base takes about a
+quarter of an hour; all of it, by an estimate, two hours.
 """
 
 import argparse

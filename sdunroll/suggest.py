@@ -17,7 +17,7 @@ def explain(error: Exception, configs: Path, command: str, arguments: list[str])
         )
     if key := re.search(r"Could not override '([^']+)'|full_key: (\S+)|Key '([^']+)'", text):
         return _unknown_key(next(filter(None, key.groups())), configs, command)
-    if choice := re.search(r"(?:Could not find|In '[^']*': Could not find) '([^']+)'", text):
+    if choice := re.search(r"Could not find '([^']+)'", text):
         return _unknown_choice(choice.group(1), [configs, *_own_configs(arguments)])
     if match := re.search(r"(?:parsing override|Error parsing) '([^']+)'", text):
         typed = match.group(1)
@@ -34,10 +34,9 @@ def _unknown_key(key: str, configs: Path, command: str) -> str:
     known = known_keys(configs, command)
     if owners := known.get(key):
         return f"{key}: belongs to {' or '.join(owners)}; choose that too, or leave the key out"
-    near = get_close_matches(key, known, n=1, cutoff=0.5)
     last = key.split(".")[-1]
     same = [name for name in known if name.split(".")[-1] == last]  # a right name in a wrong place
-    near = same[:1] or near
+    near = same[:1] or get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"{key}: no such key{hint} (sdunroll {command} --cfg job shows all keys)"
 
@@ -83,7 +82,7 @@ def known_keys(configs: Path, command: str) -> dict[str, list[str]]:
             config.pop("defaults", None)
             prefix = "" if "@package _global_" in text else f"{group}."
             for key in _flatten(config, prefix):
-                if keys.get(key) != [] or key not in keys:
+                if keys.get(key) != []:  # not one of the command's own
                     keys.setdefault(key, []).append(f"{group}={path.stem}")
     return keys
 

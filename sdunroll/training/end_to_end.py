@@ -20,7 +20,6 @@ class EndToEnd:
         batch_size: B.
         lr: primal step at the start.
         schedule: "cosine" decays the step to 0 over all updates, "constant" does not.
-        warmup: the share of all updates over which the step first grows from 0.
         optimizer: ``(parameters, lr=) -> Optimizer``.
         noise: ``level -> Perturbation`` between the layers in training; see ``noise_level``.
         noise_level: its level; 0 for none.
@@ -39,7 +38,6 @@ class EndToEnd:
         optimizer: OptimizerFactory,
         noise: Callable[[float], Perturbation],
         noise_level: float = 0.0,
-        warmup: float = 0.0,
         clip_norm: float | None = None,
         patience: int | None = None,
         stop_after: int | None = None,
@@ -48,7 +46,6 @@ class EndToEnd:
         self.batch_size = checks.integer("batch_size", batch_size)
         self.lr = checks.number("lr", lr, above=0)
         self.schedule = checks.choice("schedule", schedule, ("cosine", "constant"))
-        self.warmup = checks.number("warmup", warmup, low=0, below=1)
         self.optimizer = optimizer
         self.noise = noise(checks.number("noise_level", noise_level, low=0))
         self.clip_norm = (
@@ -59,5 +56,6 @@ class EndToEnd:
 
     def lr_at(self, share: float) -> float:
         """The primal step after a share (0 .. 1) of all updates."""
-        lr = self.lr * min(1.0, share / self.warmup) if self.warmup else self.lr
-        return lr * (1 + math.cos(math.pi * share)) / 2 if self.schedule == "cosine" else lr
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * (1 + math.cos(math.pi * share)) / 2

@@ -164,6 +164,20 @@ def test_the_best_epoch_is_a_feasible_one_first(monkeypatch):
     assert training.best_epoch == 4
 
 
+def test_an_epoch_feasible_with_the_margin_goes_before_one_that_is_just_feasible(monkeypatch):
+    training = make(epochs=3, constraint=Distance(epsilon=0.3, margin=0.1))
+    outcomes = iter([(1.0, -0.05), (3.0, -0.2), (2.0, -0.05)])
+
+    def validate():
+        loss, slack = next(outcomes)
+        return loss, loss, torch.full((3,), slack)
+
+    monkeypatch.setattr(training, "_validate", validate)
+    epochs = list(training.run())
+    assert [epoch.best for epoch in epochs] == [True, True, False]
+    assert all(epoch.feasible for epoch in epochs)
+
+
 def test_patience(monkeypatch):
     training = make(epochs=50, patience=3)
     losses = iter([3.0, 1.0, 2.0, 2.0, 2.0])
@@ -173,15 +187,10 @@ def test_patience(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "warmup", "expected"),
-    [
-        ("constant", 0.0, [1.0, 1.0, 1.0]),
-        ("cosine", 0.0, [1.0, 0.5, 0.0]),
-        ("constant", 0.5, [0.0, 1.0, 1.0]),
-    ],
+    ("schedule", "expected"), [("constant", [1.0, 1.0, 1.0]), ("cosine", [1.0, 0.5, 0.0])]
 )
-def test_schedules(schedule, warmup, expected):
-    settings = make(lr=1.0, schedule=schedule, warmup=warmup).settings
+def test_schedules(schedule, expected):
+    settings = make(lr=1.0, schedule=schedule).settings
     assert [settings.lr_at(share) for share in (0, 0.5, 1)] == pytest.approx(expected)
 
 
@@ -229,7 +238,6 @@ def test_any_batch_size(batch_size):
         {"patience": 0},
         {"stop_after": 0},
         {"noise_level": -1},
-        {"warmup": 1},
     ],
 )
 def test_refuses(setting):
