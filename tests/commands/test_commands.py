@@ -215,8 +215,11 @@ def test_resume_drops_history_that_no_checkpoint_stands_for(sdunroll):
     with (run / "history.csv").open("a") as file:
         file.write("2,0.5,half a row")
     assert sdunroll("train", f"resume={run}").status == 0
+    assert "half a row" not in (run / "history.csv").read_text()
     with (run / "history.csv").open() as file:
-        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert all(None not in row for row in rows)  # no row has more cells than the header
 
 
 def test_resume_of_a_finished_run_changes_nothing(trained, sdunroll):
