@@ -3,6 +3,7 @@
 Legend: L layers, N instances, R bootstrap resamples.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,41 +11,49 @@ import torch
 from torch import Tensor
 
 from sdunroll.constraints import DescentConstraint, distance, norm
-from sdunroll.data import Batch
+from sdunroll.data import CHUNK, Batch
 from sdunroll.networks import UnrolledNetwork
 from sdunroll.perturbations import Perturbation
 from sdunroll.problems import Problem
 from sdunroll.randomness import generator
 
 RESAMPLES = 1000
-CHUNK = 1000  # instances evaluated at once, to bound the memory
 
 
 @dataclass(frozen=True, slots=True)
 class LayerFigures:
-    """Figures of every instance at every state y_0 .. y_L.
+    """Figures of every instance.
 
     Attributes:
-        distance: ||y_l - y*||_2, (L + 1, N).
-        objective_gap: f(y_l; x) - f(y*; x), (L + 1, N).
-        gradient_norm: ||grad f(y_l; x)||_2, (L + 1, N).
-        l1_norm: ||y_l||_1, (L + 1, N).
-        before, after: the constraint's measure of what each layer received and returned, (L, N).
+        states: by name, at every state y_0 .. y_L, (L + 1, N) each: ``distance`` ||y_l - y*||_2,
+            ``objective_gap`` f(y_l; x) - f(y*; x), ``gradient_norm`` ||grad f(y_l; x)||_2, ``l1_norm``
+            ||y_l||_1, and what :meth:`Problem.figures` adds.
+        before, after: the constraint's measure of what each layer received and returned, (R, N),
+            R = L times its parts.
+        health: the worst of each of :meth:`UnrolledNetwork.health`.
     """
 
-    distance: Tensor
-    objective_gap: Tensor
-    gradient_norm: Tensor
-    l1_norm: Tensor
+    states: dict[str, Tensor]
     before: Tensor
     after: Tensor
+    health: dict[str, float]
 
 
-STATE_FIGURES = ("distance", "objective_gap", "gradient_norm", "l1_norm")
+def state_figures(
+    problem: Problem, states: Tensor, batch: Batch, problems: Sequence[Problem] | None = None
+) -> dict[str, Tensor]:
+    """The figures of :attr:`LayerFigures.states` at states (K, B, ...), (K, B) each.
 
-
-def state_figures(problem: Problem, states: Tensor, batch: Batch) -> dict[str, Tensor]:
-    """The figures of :data:`STATE_FIGURES` for states (K, B, ...), (K, B) each."""
+    Args:
+        problems: whose objectives the layers descend on, (K - 1,), where they differ; the start is
+            measured by the first layer's.
+    """
+    if problems is not None:
+        rows = [
+            state_figures(own, state[None], batch)
+            for own, state in zip([problems[0], *problems], states, strict=True)
+        ]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     lead = states.ndim - batch.target.ndim + 1
     best = problem.objective(batch.target, batch.obs)
     return {
@@ -52,6 +61,7 @@ def state_figures(problem: Problem, states: Tensor, batch: Batch) -> dict[str, T
         "objective_gap": problem.objective(states, batch.obs) - best,
         "gradient_norm": norm(problem.gradient(states, batch.obs), lead),
         "l1_norm": states.abs().flatten(lead).sum(-1),
+        **problem.figures(states, batch),
     }
 
 
@@ -69,18 +79,20 @@ def evaluate(
     device = data.obs.device
     start_rng = generator(seed, "evaluation/start", device)
     noise_rng = generator(seed, "evaluation/noise", device)
-    parts = []
-    for obs, target in zip(data.obs.split(CHUNK), data.target.split(CHUNK), strict=True):
-        batch = Batch(obs, target)
-        perturb = perturbation and perturbation.between_layers(problem, obs, noise_rng)
-        path = network(obs, generator=start_rng, perturb=perturb)
-        before, after = constraint.measures(problem, path, batch)
-        figures = state_figures(problem, path.states, batch)
-        parts.append(LayerFigures(**figures, before=before, after=after))
-    names = (*STATE_FIGURES, "before", "after")
-    return LayerFigures(
-        **{name: torch.cat([getattr(part, name) for part in parts], 1).cpu() for name in names}
-    )
+    parts: list[dict[str, Tensor]] = []
+    measured: list[Tensor] = []  # (2, L, B) each
+    health: dict[str, float] = {}
+    for batch in data.split(CHUNK):
+        perturb = perturbation and perturbation.between_layers(problem, batch.obs, noise_rng)
+        path = network(batch.obs, generator=start_rng, perturb=perturb)
+        measured.append(torch.stack(constraint.measures(problem, path, batch)).cpu())
+        found = state_figures(problem, path.states, batch, path.problems)
+        parts.append({name: values.cpu() for name, values in found.items()})
+        for name, value in network.health(path.states).items():
+            health[name] = max(value, health.get(name, value))
+    states = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
+    before, after = torch.cat(measured, 2)
+    return LayerFigures(states, before, after, health)
 
 
 class Bootstrap:
@@ -124,31 +136,46 @@ def layer_table(
 ) -> list[dict[str, Any]]:
     """A row a state l = 0 .. L: ``layer``, the figures, ``measured`` (by the constraint) and from
     l = 1 ``slack`` and ``descent_frequency`` (the share of instances with m(y_l) < m(y_{l-1})); each
-    figure as :func:`summarise` gives it."""
-    resample = Bootstrap(figures.distance.shape[1], seed=seed)
-    columns = {}
-    for name in STATE_FIGURES:
-        values = getattr(figures, name).double()
-        columns[name] = summarise(values, resample(values))
+    figure as :func:`summarise` gives it. Of a measure of several parts, each has its own columns,
+    such as ``slack_x``, and ``slack`` is that of the part with the largest."""
+    resample = Bootstrap(figures.before.shape[1], seed=seed)
+    num_layers = len(figures.before) // len(constraint.parts)
+    columns = {
+        name: summarise(values.double(), resample(values.double()))
+        for name, values in figures.states.items()
+    }
     before, after = figures.before.double(), figures.after.double()
-    falls = (after < before).double()
-    columns["descent_frequency"] = summarise(falls, resample(falls))
-    pairs = constraint.pairs(before, after)  # what the slack averages, (2, L, N)
-    resampled = torch.stack([resample(part) for part in pairs])  # (2, R, L)
+    pairs = constraint.pairs(before, after)  # what the slack averages, (2, R, N)
+    resampled = torch.stack([resample(part) for part in pairs])  # (2, samples, R)
     moments = pairs.mean(-1)
-    per_instance = constraint.slack_terms(pairs, moments)  # (L, N)
-    slack = constraint.slack_of(moments)
-    measured = torch.cat([before[:1], after])
-    columns["measured"] = summarise(measured, resample(measured))
-    columns["slack"] = summarise(per_instance, constraint.slack_of(resampled), slack)
-    rows: list[dict[str, Any]] = []
-    for layer in range(len(figures.distance)):
-        row: dict[str, Any] = {"layer": layer}
-        row |= {name: columns[name][layer] for name in (*STATE_FIGURES, "measured")}
-        if layer:
-            row |= {name: columns[name][layer - 1] for name in ("slack", "descent_frequency")}
-        rows.append(row)
+    per_instance = constraint.slack_terms(pairs, moments)  # (R, N)
+    slack = summarise(per_instance, constraint.slack_of(resampled), constraint.slack_of(moments))
+    falls = (after < before).double()
+    descends = summarise(falls, resample(falls))
+    rows: list[dict[str, Any]] = [{"layer": layer} for layer in range(num_layers + 1)]
+    for row in rows:
+        row |= {name: column[row["layer"]] for name, column in columns.items()}
+    for index, part in enumerate(constraint.parts):
+        ending = f"_{part}" if part else ""
+        place = slice(index * num_layers, (index + 1) * num_layers)
+        measured = torch.cat([before[place][:1], after[place]])
+        for row, value in zip(rows, summarise(measured, resample(measured)), strict=True):
+            row[f"measured{ending}"] = value
+        for row, value, share in zip(rows[1:], slack[place], descends[place], strict=True):
+            row[f"slack{ending}"], row[f"descent_frequency{ending}"] = value, share
+    if len(constraint.parts) > 1:
+        _add_worst_part(rows, constraint.parts)
     return rows
+
+
+def _add_worst_part(rows: list[dict[str, Any]], parts: Sequence[str]) -> None:
+    """Add ``measured``, ``slack`` and ``descent_frequency`` of the part with the largest slack; at the
+    start, which has none, of the first part."""
+    for row in rows:
+        worst = max(parts, key=lambda part: row.get(f"slack_{part}", {"mean": 0.0})["mean"])
+        for name in ("measured", "slack", "descent_frequency"):
+            if f"{name}_{worst}" in row:
+                row[name] = row[f"{name}_{worst}"]
 
 
 @torch.no_grad()
@@ -161,22 +188,30 @@ def baseline_figures(
         goal: the mean distance to reach. limit: iterations after which the search is given up.
 
     Returns:
-        by solver ``iterations``, the figures, and ``iterations_to_final_distance`` (None if more
-        than ``limit``).
+        by solver ``iterations`` (None for one that does not iterate), the figures, and
+        ``iterations_to_final_distance`` (None if more than ``limit``, or without iterations).
     """
     resample = Bootstrap(len(data.obs), seed=seed)
+
+    def figures(y: Tensor) -> dict[str, Any]:
+        found = state_figures(problem, y[None], data)
+        values = {name: value.double().cpu() for name, value in found.items()}
+        return {name: summarise(value, resample(value))[0] for name, value in values.items()}
+
     found = {}
     for name, states in problem.baselines(data.obs).items():
-        row: dict[str, Any] = {"iterations": iterations}
+        row: dict[str, Any] = {"iterations": None}
         reached = None
         for count, y in enumerate(states):
+            if count == 0:
+                first = y
             if count == iterations:
-                for figure, values in state_figures(problem, y[None], data).items():
-                    value = values.double().cpu()
-                    row[figure] = summarise(value, resample(value))[0]
+                row = {"iterations": iterations, **figures(y)}
             if reached is None and float(distance(y, data.target).mean()) <= goal:
                 reached = count
             if count >= iterations and (reached is not None or count >= limit):
                 break
+        if row["iterations"] is None:  # its one answer
+            row, reached = row | figures(first), None
         found[name] = row | {"iterations_to_final_distance": reached}
     return found

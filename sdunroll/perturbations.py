@@ -3,14 +3,15 @@
 Legend: L layers, B instances, n unknowns.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from sdunroll import checks
+from sdunroll.data import Batch
 from sdunroll.networks import Perturb
-from sdunroll.problems import Problem
+from sdunroll.problems import Inpainting, InverseImaging, Problem
 
 
 class Perturbation:
@@ -22,11 +23,22 @@ class Perturbation:
     def __init__(self, level: float) -> None:
         self.level = checks.number("level", level, low=0)
 
-    def observe(
-        self, obs: Tensor, generator: torch.Generator, value_range: tuple[float, float] | None
+    def disturb(
+        self, signals: Tensor, generator: torch.Generator, value_range: tuple[float, float] | None
     ) -> Tensor:
-        """The disturbed observation, in the shape of ``obs``; clamped to ``value_range``."""
-        return obs
+        """The disturbed signals, in the shape of ``signals``; clamped to ``value_range``."""
+        return signals
+
+    def instances(
+        self,
+        problem: Problem,
+        signals: Tensor,
+        generator: torch.Generator,
+        value_range: tuple[float, float] | None,
+    ) -> Batch:
+        """The instances that the network is to solve; by default those of the disturbed signals."""
+        disturbed = self.disturb(signals, generator, value_range)
+        return problem.instances(disturbed, clean=signals)
 
     def between_layers(
         self, problem: Problem, obs: Tensor, generator: torch.Generator
@@ -47,12 +59,15 @@ class LayerNoise(Perturbation):
 
     ``relative``: a random direction of norm level * ||G(y)|| / Lip, the length of one classical step
     from y (:meth:`Problem.step_length`), so that it fades at the optimum. ``absolute``: level * N(0, I),
-    the paper's.
+    the paper's for sparse coding. ``fading``: a random direction of norm level / l, the paper's for
+    inpainting.
     """
 
-    def __init__(self, level: float, *, mode: Literal["relative", "absolute"] = "relative") -> None:
+    def __init__(
+        self, level: float, *, mode: Literal["relative", "absolute", "fading"] = "relative"
+    ) -> None:
         super().__init__(level)
-        self.mode = checks.choice("mode", mode, ("relative", "absolute"))
+        self.mode = checks.choice("mode", mode, ("relative", "absolute", "fading"))
 
     def between_layers(
         self, problem: Problem, obs: Tensor, generator: torch.Generator
@@ -66,22 +81,85 @@ class LayerNoise(Perturbation):
             if self.mode == "absolute":
                 noise = torch.randn(y.shape, generator=generator, device=y.device, dtype=y.dtype)
                 return y + self.level * noise
-            size = self.level * problem.step_length(y.detach(), obs)  # (B,)
             direction = random_direction(y, generator)
+            if self.mode == "fading":
+                return y + self.level / index * direction
+            size = self.level * problem.step_length(y.detach(), obs)  # (B,)
             return y + size.view(-1, *[1] * (y.ndim - 1)) * direction
 
         return perturb
 
 
 class InputNoise(Perturbation):
-    """x + level * N(0, I), clamped to the range of the data; a shift of the distribution."""
+    """Noise on the signals, clamped to the range of the data; a shift of the distribution.
 
-    def observe(
-        self, obs: Tensor, generator: torch.Generator, value_range: tuple[float, float] | None
+    By ``mode``: ``white``, level * N(0, I); ``normalised``, a random direction of norm level;
+    ``ramp``, white noise whose standard deviation rises over the last axis from 0 to 2 level.
+    """
+
+    def __init__(
+        self, level: float, *, mode: Literal["white", "normalised", "ramp"] = "white"
+    ) -> None:
+        super().__init__(level)
+        self.mode = checks.choice("mode", mode, ("white", "normalised", "ramp"))
+
+    def disturb(
+        self, signals: Tensor, generator: torch.Generator, value_range: tuple[float, float] | None
     ) -> Tensor:
-        noise = torch.randn(obs.shape, generator=generator, device=obs.device, dtype=obs.dtype)
-        shifted = obs + self.level * noise
+        if self.mode == "normalised":
+            noise = random_direction(signals, generator)
+        else:
+            noise = torch.randn(
+                signals.shape, generator=generator, device=signals.device, dtype=signals.dtype
+            )
+        if self.mode == "ramp":
+            noise = noise * torch.linspace(0, 2, signals.shape[-1]).to(signals)
+        shifted = signals + self.level * noise
         return shifted if value_range is None else shifted.clamp(*value_range)
+
+
+class MaskChange(Perturbation):
+    """Inpainting with another mask than in training.
+
+    Args:
+        level: of what varies.
+        vary: "offset" moves the box by level pixels, down and to the right, "size" gives it a side of
+            level pixels, "rate" leaves out a share level of all pixels at random.
+        size: side of the box where it does not vary.
+    """
+
+    def __init__(
+        self, level: float, *, vary: Literal["offset", "size", "rate"], size: int = 12
+    ) -> None:
+        super().__init__(level)
+        checks.choice("vary", vary, ("offset", "size", "rate"))
+        if vary == "rate":
+            self.settings: dict[str, Any] = {"mask": "random_pixels", "rate": level}
+        else:
+            self.settings = {"mask": "box", "size": size} | {vary: _whole(level)}
+
+    def instances(
+        self,
+        problem: Problem,
+        signals: Tensor,
+        generator: torch.Generator,
+        value_range: tuple[float, float] | None,
+    ) -> Batch:
+        """Errors: :class:`checks.InvalidValue` for a problem other than inpainting."""
+        if not isinstance(problem, InverseImaging) or not isinstance(problem.operator, Inpainting):
+            raise checks.InvalidValue(
+                "perturbation: expected a run of inpainting for another mask, got "
+                f"{type(problem).__name__}; take another perturbation"
+            )
+        noise, seed = problem.operator.noise, problem.operator.seed
+        operator = Inpainting(**self.settings, noise=noise, seed=seed)
+        return InverseImaging(operator).instances(signals)
+
+
+def _whole(level: float) -> int:
+    if level != int(level):
+        raise checks.InvalidValue(f"levels: expected whole numbers of pixels, got {level!r}")
+    return int(level)
 
 
 class InitialScale(Perturbation):

@@ -146,8 +146,8 @@ class PrimalDual:
         norms = torch.stack(torch._foreach_norm(list(gradients.values())))
         total = float(torch.linalg.vector_norm(norms))
         if not math.isfinite(total):
-            name = next(name for name, grad in gradients.items() if not grad.isfinite().all())
-            raise NotFinite(f"the gradient of {name} is not finite")
+            largest = list(gradients)[int(norms.nan_to_num(nan=math.inf).argmax())]
+            raise NotFinite(f"the gradient of {largest} is not finite, or its norm overflows")
         if total > self.clip_norm:
             torch._foreach_mul_(list(gradients.values()), self.clip_norm / total)
 

@@ -24,14 +24,14 @@ def test_figures_by_hand(setting):
     found = metrics.evaluate(network, problem, Distance(), batch, seed=0)
     path = network(batch.obs, generator=generator(0, "evaluation/start"))
     for layer, y in enumerate(path.states):
-        assert torch.allclose(found.distance[layer], (y - batch.target).norm(dim=1), atol=1e-6)
+        assert torch.allclose(found.states["distance"][layer], (y - batch.target).norm(dim=1), atol=1e-6)
         gap = problem.objective(y, batch.obs) - problem.objective(batch.target, batch.obs)
-        assert torch.allclose(found.objective_gap[layer], gap, atol=1e-6)
-        assert torch.allclose(found.l1_norm[layer], y.abs().sum(1), atol=1e-6)
+        assert torch.allclose(found.states["objective_gap"][layer], gap, atol=1e-6)
+        assert torch.allclose(found.states["l1_norm"][layer], y.abs().sum(1), atol=1e-6)
         slope = problem.gradient(y, batch.obs).norm(dim=1)
-        assert torch.allclose(found.gradient_norm[layer], slope, atol=1e-5)
-    assert torch.equal(found.before, found.distance[:-1])
-    assert torch.equal(found.after, found.distance[1:])
+        assert torch.allclose(found.states["gradient_norm"][layer], slope, atol=1e-5)
+    assert torch.equal(found.before, found.states["distance"][:-1])
+    assert torch.equal(found.after, found.states["distance"][1:])
 
 
 def test_chunks_make_no_difference_in_size(setting, monkeypatch):
@@ -41,7 +41,7 @@ def test_chunks_make_no_difference_in_size(setting, monkeypatch):
     monkeypatch.setattr(metrics, "CHUNK", 7)
     parts = metrics.evaluate(network, problem, Distance(), batch, seed=0)
     network.start = "random"
-    assert torch.allclose(whole.distance, parts.distance, atol=1e-5)
+    assert torch.allclose(whole.states["distance"], parts.states["distance"], atol=1e-5)
 
 
 def test_a_perturbation_reaches_the_layers(setting):
@@ -57,7 +57,7 @@ def test_share_that_descends_counts_strict_descent_once():
     """No epsilon is taken off: a layer that keeps 95 % of the distance descends."""
     before, after = torch.ones(2, 4), torch.tensor([[0.95] * 4, [0.5, 1.0, 1.5, 0.99]])
     zeros = torch.zeros(3, 4)
-    figures = metrics.LayerFigures(zeros, zeros, zeros, zeros, before, after)
+    figures = metrics.LayerFigures({"distance": zeros}, before, after, {})
     rows = metrics.layer_table(figures, Distance(epsilon=0.1), seed=0)
     assert "slack" not in rows[0]
     assert rows[1]["descent_frequency"]["mean"] == 1.0
@@ -85,7 +85,7 @@ def test_slack_interval_is_that_of_the_ratio():
     """after = before / 2 for each instance: the ratio of means is 1/2 in every resample."""
     before = torch.rand(1, 50, generator=generator(0, "x")) + 0.1
     zeros = torch.zeros(2, 50)
-    figures = metrics.LayerFigures(zeros, zeros, zeros, zeros, before, before / 2)
+    figures = metrics.LayerFigures({"distance": zeros}, before, before / 2, {})
     slack = metrics.layer_table(figures, Distance(epsilon=0.1), seed=0)[1]["slack"]
     assert slack["mean"] == pytest.approx(-0.4)
     assert slack["ci95"] == pytest.approx([-0.4, -0.4])

@@ -43,7 +43,7 @@ def test_absolute_layer_noise_has_its_level_as_standard_deviation(setting):
     assert perturb(1, y).std().item() == pytest.approx(0.3, rel=0.02)
 
 
-@pytest.mark.parametrize("mode", ["relative", "absolute"])
+@pytest.mark.parametrize("mode", ["relative", "absolute", "fading"])
 def test_layer_noise_leaves_the_start_alone(setting, mode):
     problem, batch, y = setting
     perturb = LayerNoise(1.0, mode=mode).between_layers(problem, batch.obs, generator(0, "n"))
@@ -53,10 +53,10 @@ def test_layer_noise_leaves_the_start_alone(setting, mode):
 
 def test_input_noise_is_clamped_to_the_range_of_the_data():
     obs = torch.full((2000, 4), 0.9)
-    noisy = InputNoise(0.1).observe(obs, generator(0, "n"), (0.0, 1.0))
+    noisy = InputNoise(0.1).disturb(obs, generator(0, "n"), (0.0, 1.0))
     assert noisy.max() == 1.0
     assert noisy.min() >= 0
-    free = InputNoise(0.1).observe(obs, generator(0, "n"), None)
+    free = InputNoise(0.1).disturb(obs, generator(0, "n"), None)
     assert (free - obs).std().item() == pytest.approx(0.1, rel=0.05)
     assert torch.equal(free.clamp(0, 1), noisy)
 

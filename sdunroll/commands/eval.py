@@ -34,7 +34,7 @@ def main(config: DictConfig) -> None:
         figures.per_layer(result, folder)
         figures.training(history, folder)
         target_l1 = test.target.abs().flatten(1).sum(1)
-        figures.l1_histograms(measured.l1_norm.numpy(), target_l1.cpu().numpy(), folder)
+        figures.l1_histograms(measured.states["l1_norm"].numpy(), target_l1.cpu().numpy(), folder)
         _picture_reconstructions(experiment, test, seed, folder / "reconstructions.png")
     print(tables.layer_table(result))
     print()
@@ -61,7 +61,7 @@ def _result(
             experiment.problem,
             test,
             iterations=experiment.network.num_layers,
-            goal=float(measured.distance[-1].mean()),
+            goal=float(measured.states["distance"][-1].mean()),
             limit=BASELINE_LIMIT,
             seed=seed,
         ),

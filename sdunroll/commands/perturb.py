@@ -15,7 +15,6 @@ from sdunroll.commands.assemble import (
     seed_of,
     set_up_torch,
 )
-from sdunroll.data import Batch
 from sdunroll.perturbations import Perturbation
 from sdunroll.randomness import generator
 from sdunroll.report import figures, tables
@@ -71,24 +70,23 @@ def _levels(given: Any) -> list[float]:
 def _perturb(
     experiment: Experiment, *, disturbances: list[Perturbation], seed: int
 ) -> dict[str, Any]:
-    test = experiment.instances("test")
+    signals = experiment.source.signals("test")
     return {
-        "num_samples": len(test.obs),
-        "levels": [_row(experiment, test, disturbance, seed) for disturbance in disturbances],
+        "num_samples": len(signals),
+        "levels": [_row(experiment, signals, disturbance, seed) for disturbance in disturbances],
     }
 
 
 @torch.no_grad()
 def _row(
-    experiment: Experiment, test: Batch, disturbance: Perturbation, seed: int
+    experiment: Experiment, signals: torch.Tensor, disturbance: Perturbation, seed: int
 ) -> dict[str, Any]:
     """The figures at one level. The noise is drawn from the same seed at each level, so that levels
     differ in size alone; a shifted observation has an optimum of its own."""
     rng = generator(seed, "perturb/observation")
-    obs = disturbance.observe(test.obs.cpu(), rng, experiment.source.value_range)
-    data = test
-    if not torch.equal(obs, test.obs.cpu()):
-        data = Batch(obs, experiment.reference.optimum(obs)).to(experiment.device)
+    data = disturbance.instances(
+        experiment.reference, signals, rng, experiment.source.value_range
+    ).to(experiment.device)
     measured = metrics.evaluate(
         experiment.network,
         experiment.problem,
@@ -97,7 +95,8 @@ def _row(
         seed=seed,
         perturbation=disturbance,
     )
-    finals = torch.stack([measured.distance[-1], measured.objective_gap[-1], measured.l1_norm[-1]])
+    names = [name for name in measured.states if name != "gradient_norm"]
+    finals = torch.stack([measured.states[name][-1] for name in names])
     if not finals.isfinite().all():
         raise checks.UserError(
             f"levels: at level {disturbance.level:g} the network returns values that are not finite; "
@@ -105,7 +104,7 @@ def _row(
         )
     resample = metrics.Bootstrap(len(data.obs), seed=seed)
     rows = metrics.summarise(finals.double(), resample(finals.double()))
-    names = ("final_distance", "objective_gap", "l1_norm")
+    names[names.index("distance")] = "final_distance"
     return {
         "level": disturbance.level,
         **{name: row["mean"] for name, row in zip(names, rows, strict=True)},

@@ -140,33 +140,34 @@ def _go_on(config: DictConfig) -> tuple[Training, Experiment, Run]:
 def _train(training: Training, experiment: Experiment, run: Run) -> None:
     """Train to the end, saving after each epoch."""
     total = training.settings.epochs
+    labels = experiment.constraint.labels(training.network.num_layers)
     with tqdm(
         total=total, initial=training.epochs_done, unit="epoch", desc="train", disable=None
     ) as bar:
         for epoch in training.run():
-            _save(training, experiment, run, epoch)
-            worst = max(
-                range(experiment.constraint.first_layer - 1, len(epoch.val_slack)),
-                key=epoch.val_slack.__getitem__,
-            )
+            _save(training, experiment, run, epoch, labels)
+            worst = max(training.demanded, key=epoch.val_slack.__getitem__)
+            label = labels[worst]
             log.debug(
-                "epoch %d: loss %.4g, validation %.4g, worst slack %+.3f (layer %d)",
+                "epoch %d: loss %.4g, validation %.4g, worst slack %+.3f (layer %s)",
                 epoch.epoch,
                 epoch.train_loss,
                 epoch.val_loss,
                 epoch.val_slack[worst],
-                worst + 1,
+                label,
             )
             bar.set_postfix_str(
                 f"loss {epoch.train_loss:.4g}, worst slack {epoch.val_slack[worst]:+.3f} "
-                f"(layer {worst + 1})"
+                f"(layer {label})"
             )
             bar.update()
 
 
-def _save(training: Training, experiment: Experiment, run: Run, epoch: Epoch) -> None:
+def _save(
+    training: Training, experiment: Experiment, run: Run, epoch: Epoch, labels: list[str]
+) -> None:
     # history first: a row without its checkpoint is dropped on resume, the reverse would be a gap
-    run.append_history(_history_row(epoch))
+    run.append_history(_history_row(epoch, labels))
     weights = {
         "network": training.network.state_dict(),
         "problem": experiment.problem.state_dict(),
@@ -180,16 +181,15 @@ def _save(training: Training, experiment: Experiment, run: Run, epoch: Epoch) ->
         raise UserError(f"{error}; then go on with: sdunroll train resume={run.folder}") from error
 
 
-def _history_row(epoch: Epoch) -> dict[str, Any]:
-    numbered = enumerate(zip(epoch.slack, epoch.multipliers, strict=True), start=1)
-    pairs = list(numbered)
+def _history_row(epoch: Epoch, labels: list[str]) -> dict[str, Any]:
+    multipliers = zip(labels, epoch.multipliers, strict=True)
     return {
         "epoch": epoch.epoch,
         "train_loss": epoch.train_loss,
         "val_loss": epoch.val_loss,
         "val_distance": epoch.val_distance,
-        **{f"slack_{layer}": slack for layer, (slack, _) in pairs},
-        **{f"multiplier_{layer}": multiplier for layer, (_, multiplier) in pairs},
+        **{f"slack_{label}": slack for label, slack in zip(labels, epoch.slack, strict=True)},
+        **{f"multiplier_{label}": value for label, value in multipliers},
         "lr": epoch.lr,
         "seconds": epoch.seconds,
         "val_worst_slack": max(epoch.val_slack),
@@ -207,13 +207,14 @@ def _summarise(training: Training, experiment: Experiment, run: Run) -> None:
     )
     pairs = experiment.constraint.pairs(figures.before.double(), figures.after.double())
     slack = experiment.constraint.slack_of(pairs.mean(-1)).tolist()
-    first = experiment.constraint.first_layer - 1
-    worst = max(range(first, len(slack)), key=slack.__getitem__)
+    worst = max(training.demanded, key=slack.__getitem__)
+    label = experiment.constraint.labels(training.network.num_layers)[worst]
+    distance = figures.states["distance"][-1].double()
     summary = {
-        "final_distance": float(figures.distance[-1].double().mean()),
-        "final_loss": float(figures.distance[-1].double().square().mean() / 2),
+        "final_distance": float(distance.mean()),
+        "final_loss": float(distance.square().mean() / 2),
         "slack": slack,
-        "feasible": all(value <= 0 for value in slack[first:]),
+        "feasible": slack[worst] <= 0,
         "epochs": training.epochs_done,
         "best_epoch": training.best_epoch,
         "seconds": run.provenance["wall_seconds"],
@@ -223,7 +224,7 @@ def _summarise(training: Training, experiment: Experiment, run: Run) -> None:
     log.debug("finished: %s", summary)
     print(
         f"test split: final distance {summary['final_distance']:.4f}, worst slack "
-        f"{slack[worst]:+.4f} (layer {worst + 1}), {verdict} as demanded"
+        f"{slack[worst]:+.4f} (layer {label}), {verdict} as demanded"
     )
 
 

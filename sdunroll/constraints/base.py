@@ -3,7 +3,8 @@ r"""Descent constraints: the mean of a measure must fall by a share epsilon at e
     E[m(y_l; x)] <= (1 - epsilon_l) E[m(y_{l-1}; x)],    l = first_layer .. L
 
 Reference: Hadou, NaderiAlizadeh, Ribeiro, "Robust Stochastically-Descending Unrolled Networks",
-https://arxiv.org/abs/2312.15788. Legend: L layers, K constraints, B instances.
+https://arxiv.org/abs/2312.15788. Legend: L layers, P parts of a measure
+(mostly 1), R = P L rows, part by part, K constrained rows, B instances.
 """
 
 from abc import ABC, abstractmethod
@@ -46,6 +47,7 @@ class DescentConstraint(ABC):
     """
 
     name: str  #: the measure in a word, for tables and files
+    parts: tuple[str, ...] = ("",)  #: names of the parts, where each is constrained by itself
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -79,7 +81,7 @@ class DescentConstraint(ABC):
 
     @abstractmethod
     def measure(self, problem: Problem, y: Tensor, batch: Batch) -> Tensor:
-        """m(y; x) >= 0, (..., B) for y (..., B, n)."""
+        """m(y; x) >= 0, (..., B) for y (..., B, n); (P, ..., B) for a measure of several parts."""
 
     def layers(self, num_layers: int) -> range:
         """The constrained layers, first_layer .. L.
@@ -98,26 +100,41 @@ class DescentConstraint(ABC):
             )
         return range(self.first_layer, num_layers + 1)
 
+    def rows(self, num_layers: int) -> list[int]:
+        """The places of the constrained layers among the R rows, (K,)."""
+        layers = self.layers(num_layers)
+        return [part * num_layers + layer - 1 for part in range(len(self.parts)) for layer in layers]
+
+    def labels(self, num_layers: int) -> list[str]:
+        """A name for each row: the layer's number, after the part's name if there are several."""
+        layers = range(1, num_layers + 1)
+        return [f"{part}_{layer}".lstrip("_") for part in self.parts for layer in layers]
+
+    def _keep(self, like: Tensor, margin: float = 0.0) -> Tensor:
+        """1 - margin - epsilon, (1,) or (R,)."""
+        values = self.epsilon if len(self.epsilon) == 1 else self.epsilon * len(self.parts)
+        return 1 - margin - like.new_tensor(values)
+
     def moments(self, problem: Problem, path: Trajectory, batch: Batch) -> Tensor:
-        """The batch means from which :meth:`slack_of` makes the slack, (2, L); see :meth:`pairs`."""
+        """The batch means from which :meth:`slack_of` makes the slack, (2, R); see :meth:`pairs`."""
         before, after = self.measures(problem, path, batch)
         return self.pairs(self._detached(before, after), after).mean(-1)
 
     def _detached(self, before: Tensor, after: Tensor) -> Tensor:
-        """The measure "before", (L, B), cut off from its graph as the settings say."""
+        """The measure "before", (R, B), cut off from its graph as the settings say."""
         if not self.detach_previous:
             return before
         if self.spare is None:
             return before.detach()
         with torch.no_grad():
             ratio = after.mean(-1) / before.mean(-1).clamp_min(torch.finfo(before.dtype).tiny)
-            descends = 1 - ratio > before.new_tensor(self.epsilon) + self.spare  # (L,)
+            descends = (ratio < self._keep(before) - self.spare).view(len(self.parts), -1)  # (P, L)
         # the first layer's input is no layer's output
-        to_spare = torch.cat([torch.zeros_like(descends[:1]), descends[:-1]])
+        to_spare = torch.cat([torch.zeros_like(descends[:, :1]), descends[:, :-1]], 1).flatten()
         return torch.where(to_spare[:, None], before, before.detach())
 
     def pairs(self, before: Tensor, after: Tensor) -> Tensor:
-        """What the slack averages over the instances, (2, L, B), from measures (L, B).
+        """What the slack averages over the instances, (2, R, B), from measures (R, B).
 
         "before" and "after" themselves; for ``mean_ratio`` 1 and after / before.
         """
@@ -127,40 +144,50 @@ class DescentConstraint(ABC):
         return torch.stack([before, after])
 
     def measures(self, problem: Problem, path: Trajectory, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The measure of what each layer received and of what it returned, (L, B) both."""
+        """The measure of what each layer received and of what it returned, (R, B) both."""
+        if path.problems is not None:  # each layer descends on an objective of its own
+            pairs = zip(path.problems, path.inputs, path.outputs, strict=True)
+            both = [
+                self._measure(own, torch.stack([before, after]), batch)  # (P, 2, B)
+                for own, before, after in pairs
+            ]
+            stacked = torch.stack(both, 2)  # (P, 2, L, B)
+            return stacked[:, 0].flatten(0, 1), stacked[:, 1].flatten(0, 1)
         if path.received is None:
-            measured = self._measure(problem, path.states, batch)  # (L + 1, B)
-            return measured[:-1], measured[1:]
+            measured = self._measure(problem, path.states, batch)  # (P, L + 1, B)
+            return measured[:, :-1].flatten(0, 1), measured[:, 1:].flatten(0, 1)
         return (
-            self._measure(problem, path.inputs, batch),
-            self._measure(problem, path.outputs, batch),
+            self._measure(problem, path.inputs, batch).flatten(0, 1),
+            self._measure(problem, path.outputs, batch).flatten(0, 1),
         )
 
     def _measure(self, problem: Problem, states: Tensor, batch: Batch) -> Tensor:
-        """The measure of states (K, B, ...), (K, B), its shape checked."""
+        """The measure of states (S, B, ...), (P, S, B), its shape checked."""
         measured = self.measure(problem, states, batch)
-        if measured.shape != states.shape[:2]:
+        several = len(self.parts) > 1
+        expected = (len(self.parts),) * several + tuple(states.shape[:2])
+        if measured.shape != expected:
             raise checks.UserError(
                 f"{type(self).__name__}.measure: expected one number a layer and instance, "
-                f"{tuple(states.shape[:2])}, got {tuple(measured.shape)}"
+                f"{expected}, got {tuple(measured.shape)}"
             )
-        return measured
+        return measured if several else measured[None]
 
     def slack_of(self, moments: Tensor, *, margin: float = 0.0) -> Tensor:
-        """The slack of every layer, constrained or not, (..., L), from mean pairs (2, ..., L).
+        """The slack of every row, constrained or not, (..., R), from mean pairs (2, ..., R).
 
         0 / 0, a layer that stays at a measure of 0, counts as descent.
         """
         before, after = moments
-        keep = 1 - margin - before.new_tensor(self.epsilon)  # (1,) or (L,)
+        keep = self._keep(before, margin)  # (1,) or (R,)
         if self.form == "difference":
             return after - keep * before
         return after / before.clamp_min(torch.finfo(before.dtype).tiny) - keep
 
     def slack_terms(self, pairs: Tensor, moments: Tensor) -> Tensor:
-        """Each instance's part in the slack, (L, B), whose mean is the slack; for its spread."""
+        """Each instance's part in the slack, (R, B), whose mean is the slack; for its spread."""
         before, after = pairs
-        keep = 1 - before.new_tensor(self.epsilon)[:, None]  # (1, 1) or (L, 1)
+        keep = self._keep(before)[:, None]  # (1, 1) or (R, 1)
         terms = after - keep * before
         if self.form == "difference":
             return terms
@@ -169,6 +196,6 @@ class DescentConstraint(ABC):
     def slack(
         self, problem: Problem, path: Trajectory, batch: Batch, *, margin: float = 0.0
     ) -> Tensor:
-        """The slack of the constrained layers, (K,); satisfied iff <= 0."""
+        """The slack of the constrained rows, (K,); satisfied iff <= 0."""
         every = self.slack_of(self.moments(problem, path, batch), margin=margin)
-        return every[self.layers(len(every)).start - 1 :]
+        return every[self.rows(len(every) // len(self.parts))]

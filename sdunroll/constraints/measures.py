@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from sdunroll import checks
 from sdunroll.constraints.base import DescentConstraint
 from sdunroll.data import Batch
-from sdunroll.problems import Problem
+from sdunroll.problems import InverseImaging, Problem
 
 
 class _Norm(torch.autograd.Function):
@@ -56,6 +57,37 @@ class GradientNorm(DescentConstraint):
 
     def measure(self, problem: Problem, y: Tensor, batch: Batch) -> Tensor:
         return norm(problem.gradient(y, batch.obs), y.ndim - batch.target.ndim + 1)
+
+
+class SplitGradient(DescentConstraint):
+    """The gradient norm in two parts, each constrained by itself, as the paper does for GLOW-Prox.
+
+    ``x``: ||A^T (A y - x)||_2, of the data term; ``z``: ||lambda g(y)||_2, of the penalty in the latent
+    space of the layer's flow g. Only for inverse problems whose network has a latent space.
+    """
+
+    name = "split_gradient"
+    parts = ("x", "z")
+
+    def measure(self, problem: Problem, y: Tensor, batch: Batch) -> Tensor:
+        if not isinstance(problem, InverseImaging) or problem.latent_gradient is None:
+            raise checks.InvalidValue(
+                "constraint: split_gradient expects layers with a penalty in a latent space, as those "
+                "of network=glow_prox; take another constraint"
+            )
+        lead = y.ndim - batch.target.ndim + 1
+        in_data = norm(problem.data_gradient(y, batch.obs), lead)
+        in_latent = norm(problem.latent_gradient(y.flatten(0, lead - 1)), 1)
+        return torch.stack([in_data, in_latent.view(in_data.shape)])
+
+
+class Objective(DescentConstraint):
+    """m(y; x) = f(y; x) >= 0, for problems whose targets are not the minimisers of f."""
+
+    name = "objective_value"
+
+    def measure(self, problem: Problem, y: Tensor, batch: Batch) -> Tensor:
+        return problem.objective(y, batch.obs)
 
 
 class ObjectiveGap(DescentConstraint):

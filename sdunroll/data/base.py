@@ -25,10 +25,14 @@ class Source(ABC):
 
     Attributes:
         value_range: bounds of every entry (perturbed signals are clamped to them), None if unbounded.
+        channels: C of signals that are pictures, None of others.
+        notice: what must be said of the data wherever results are shown, None for nothing.
         dictionary: (m, n) the dictionary that made the signals, None if none did.
     """
 
     value_range: tuple[float, float] | None = None
+    channels: int | None = None
+    notice: str | None = None
     dictionary: Tensor | None = None
 
     @abstractmethod

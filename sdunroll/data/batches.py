@@ -9,6 +9,9 @@ from torch import Tensor
 from sdunroll import checks
 
 
+CHUNK = 1000  # instances evaluated at once, to bound the memory
+
+
 class Batch(NamedTuple):
     """Problem instances.
 
@@ -23,6 +26,10 @@ class Batch(NamedTuple):
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on ``device``."""
         return Batch(self.obs.to(device), self.target.to(device))
+
+    def split(self, size: int) -> "Iterator[Batch]":
+        """The same instances in parts of ``size``; the last may be smaller."""
+        return map(Batch, self.obs.split(size), self.target.split(size))
 
 
 class Loader:

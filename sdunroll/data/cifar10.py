@@ -52,6 +52,7 @@ class Cifar10(Source):
     ) -> None:
         self.root = root
         self.color = checks.boolean("color", color)
+        self.channels = 3 if color else 1
         self.counts = split_counts(num_train=num_train, num_val=num_val, num_test=num_test)
         self.seed = checks.integer("seed", seed, low=0)
         self.sha256 = sha256

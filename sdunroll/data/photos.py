@@ -93,6 +93,7 @@ class Photos(Source):
     ) -> None:
         self.size = checks.integer("size", size, low=2)
         self.color = checks.boolean("color", color)
+        self.channels = 3 if color else 1
         self.counts = split_counts(num_train=num_train, num_val=num_val, num_test=num_test)
         self.seed = checks.integer("seed", seed, low=0)
 

@@ -4,7 +4,7 @@ Legend: L layers, B instances; y_0 is the start, y_l the estimate after layer l.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sdunroll import checks
+from sdunroll.problems import Problem
 
 Perturb = Callable[[int, Tensor], Tensor]
 """(l, y_l) -> the perturbed y_l that the next layer receives; l = 0 is the start, L is never asked."""
@@ -24,10 +25,13 @@ class Trajectory:
     Attributes:
         states: y_0 .. y_L, (L + 1, B, ...), each as its layer returned it.
         received: what each layer received, (L, B, ...); None if that was y_0 .. y_{L-1} unperturbed.
+        problems: the problem whose objective each layer descends on, (L,); None if that is the same
+            for all.
     """
 
     states: Tensor
     received: Tensor | None = None
+    problems: Sequence[Problem] | None = None
 
     @property
     def inputs(self) -> Tensor:
@@ -66,6 +70,19 @@ class UnrolledNetwork(nn.Module, ABC):
         """What all layers need of the observation; the observation itself by default."""
         return obs
 
+    def problems(self) -> Sequence[Problem] | None:
+        """The problem whose objective each layer descends on, (L,), where layers have penalties of
+        their own; None, the default, where all descend on the same."""
+        return None
+
+    def prepare(self, obs: Tensor, generator: torch.Generator) -> None:  # noqa: B027
+        """Start weights from the first batch of observations, before the first step of training; by
+        default nothing does."""
+
+    def health(self, states: Tensor) -> dict[str, float]:
+        """Figures by name that tell whether the network computes what it should, at y_0 .. y_L."""
+        return {}
+
     def forward(
         self, obs: Tensor, *, generator: torch.Generator, perturb: Perturb | None = None
     ) -> Trajectory:
@@ -79,4 +96,6 @@ class UnrolledNetwork(nn.Module, ABC):
                 received.append(y)
             y = self.layer(index, y, shared)
             states.append(y)
-        return Trajectory(torch.stack(states), torch.stack(received) if received else None)
+        return Trajectory(
+            torch.stack(states), torch.stack(received) if received else None, self.problems()
+        )

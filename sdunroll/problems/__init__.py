@@ -1,6 +1,18 @@
 """What is minimised: f(y; x), its gradient and its optimum."""
 
 from sdunroll.problems.base import Problem
+from sdunroll.problems.inverse_imaging import InverseImaging, inverse_imaging
+from sdunroll.problems.operators import Deblurring, Denoising, Inpainting, Operator
 from sdunroll.problems.sparse_coding import SparseCoding, sparse_coding
 
-__all__ = ["Problem", "SparseCoding", "sparse_coding"]
+__all__ = [
+    "Deblurring",
+    "Denoising",
+    "Inpainting",
+    "InverseImaging",
+    "Operator",
+    "Problem",
+    "SparseCoding",
+    "inverse_imaging",
+    "sparse_coding",
+]

@@ -1,6 +1,7 @@
-"""What a problem is: an objective with its gradient and its optimum.
+"""What a problem is: an objective with its gradient, and instances with their targets.
 
 Legend: B instances, m features, n unknowns; ``...`` stands for leading dimensions such as the layers.
+Pictures have (C, H, W) in place of m and n.
 """
 
 from abc import ABC, abstractmethod
@@ -19,8 +20,15 @@ class Problem(nn.Module, ABC):
     """
 
     @abstractmethod
-    def instances(self, signals: Tensor) -> Batch:
-        """Instances made of ``signals``, (B, C, H, W) or (B, m), with their targets."""
+    def instances(self, signals: Tensor, clean: Tensor | None = None) -> Batch:
+        """Instances made of ``signals``, (B, C, H, W) or (B, m), with their targets; the same ones at
+        each call.
+
+        Args:
+            clean: what the signals were before a disturbance, themselves by default. Where the target
+                is what was observed, it is the clean one; where it is an optimum, it is that of the
+                disturbed problem.
+        """
 
     @abstractmethod
     def objective(self, y: Tensor, obs: Tensor) -> Tensor:
@@ -28,11 +36,7 @@ class Problem(nn.Module, ABC):
 
     @abstractmethod
     def gradient(self, y: Tensor, obs: Tensor) -> Tensor:
-        """grad f(y; x) in closed form, (..., B, n); exactly 0 at the optimum."""
-
-    @abstractmethod
-    def optimum(self, obs: Tensor) -> Tensor:
-        """y*, (B, n)."""
+        """grad f(y; x), (..., B, n), without Jacobians; exactly 0 at the optimum."""
 
     @abstractmethod
     def step_length(self, y: Tensor, obs: Tensor) -> Tensor:
@@ -40,12 +44,17 @@ class Problem(nn.Module, ABC):
 
     @abstractmethod
     def baselines(self, obs: Tensor) -> dict[str, Iterator[Tensor]]:
-        """Classical solvers by name: their iterates y_0, y_1, ..., (B, n) each, without end."""
+        """Classical solvers by name: their iterates y_0, y_1, ..., (B, n) each, without end; of a
+        solver that does not iterate, its one answer."""
 
     def certificate(self, y: Tensor, obs: Tensor) -> Tensor | None:
         """Upper bound of (f(y) - f(y*)) / f(y), (B,), in float64; None where there is none."""
         return None
 
     def reconstruct(self, y: Tensor) -> Tensor:
-        """The signal that y stands for, in the shape of an observation; y itself by default."""
+        """The signal that y stands for; y itself by default."""
         return y
+
+    def figures(self, y: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """What else is measured at y (K, B, ...) in this field, by name, (K, B) each."""
+        return {}

@@ -39,7 +39,8 @@ class SparseCoding(Problem):
         self.lipschitz = solvers.lipschitz(dictionary)
         self.cache = cache or Cache(None)
 
-    def instances(self, signals: Tensor) -> Batch:
+    def instances(self, signals: Tensor, clean: Tensor | None = None) -> Batch:
+        """The signals, flattened, with their optima; those of the disturbed problem, if any."""
         obs = signals.flatten(1)  # (B, m)
         return Batch(obs, self.optimum(obs))
 

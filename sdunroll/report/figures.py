@@ -93,7 +93,7 @@ def training(history: Sequence[dict[str, float]], folder: Path) -> None:
     if not history:
         return
     epochs = [row["epoch"] for row in history]
-    layers = [int(name.split("_")[1]) for name in history[0] if name.startswith("slack_")]
+    labels = [name.removeprefix("slack_") for name in history[0] if name.startswith("slack_")]
     colors = matplotlib.colormaps["viridis"]
     with _figure(folder / "training.png", 10, 3.4) as figure:
         panels = figure.subplots(1, 3)
@@ -103,10 +103,10 @@ def training(history: Sequence[dict[str, float]], folder: Path) -> None:
         _log_axis(panels[0])
         panels[0].legend(fontsize=7)
         for axes, name in zip(panels[1:], ("multiplier", "slack"), strict=True):
-            for layer in layers:
-                color = colors((layer - 1) / max(len(layers) - 1, 1) * 0.9)
-                values = [row[f"{name}_{layer}"] for row in history]
-                axes.plot(epochs, values, lw=1, color=color, label=f"{layer}")
+            for place, label in enumerate(labels):
+                color = colors(place / max(len(labels) - 1, 1) * 0.9)
+                values = [row[f"{name}_{label}"] for row in history]
+                axes.plot(epochs, values, lw=1, color=color, label=label)
             axes.set(title=f"{name}s, a line a layer", xlabel="epoch")
         panels[2].set_title("slacks in training, a line a layer")
         panels[2].axhline(0, color="k", ls="--", lw=1)

@@ -1,6 +1,7 @@
-"""Classical algorithms: ISTA, FISTA, the certified LASSO optimum, dictionary learning."""
+"""Classical algorithms: ISTA, FISTA, the certified LASSO optimum, dictionary learning, harmonic fill."""
 
 from sdunroll.solvers.dictionary_learning import DictionaryLearning
+from sdunroll.solvers.harmonic import harmonic_fill
 from sdunroll.solvers.lasso import Admm, LassoSolution, NotConverged, duality_gap, solve_lasso
 from sdunroll.solvers.proximal import fista, ista, lipschitz, soft_threshold
 
@@ -11,6 +12,7 @@ __all__ = [
     "NotConverged",
     "duality_gap",
     "fista",
+    "harmonic_fill",
     "ista",
     "lipschitz",
     "soft_threshold",

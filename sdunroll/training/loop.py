@@ -1,6 +1,6 @@
 """The epoch loop: primal steps over the training split, dual steps, validation, the best epoch.
 
-Legend: L layers, K constraints.
+Legend: L layers, R rows of the constraint (L times its parts, mostly 1), K of them constrained.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdunroll import checks
 from sdunroll.constraints import DescentConstraint, distance
-from sdunroll.data import Batch, Loader
+from sdunroll.data import CHUNK, Batch, Loader
 from sdunroll.networks import Trajectory, UnrolledNetwork
 from sdunroll.primal_dual import DualUpdate, NotFinite, PrimalDual
 from sdunroll.problems import Problem
@@ -33,10 +33,10 @@ class Epoch:
     Attributes:
         epoch: from 1.
         train_loss: mean loss over the epoch's batches.
-        slack: of every layer over the epoch, without margin, (L,).
-        multipliers: of every layer after the epoch, 0 where unconstrained, (L,).
+        slack: of every row of the constraint over the epoch, without margin, (R,).
+        multipliers: of every row after the epoch, 0 where unconstrained, (R,).
         val_loss, val_distance: mean loss and mean final distance on the validation split.
-        val_slack: of every layer on the validation split, without margin, (L,).
+        val_slack: of every row on the validation split, without margin, (R,).
         feasible: whether val_slack <= 0 from the constraint's first layer on, enforced or not.
         best: whether this is the best epoch so far.
         lr: step of the last update.
@@ -88,14 +88,14 @@ class Training:
         self.constraint = constraint
         self.val = val
         self.seed = seed
-        layers = constraint.layers(network.num_layers)
-        # the constrained layers' places in a slack (L,); none for standard training, K = 0
-        self.constrained = slice(layers.start - 1, network.num_layers) if constrained else slice(0)
+        # the constrained rows of a slack (R,); none for standard training, K = 0
+        self.demanded = constraint.rows(network.num_layers)
+        self.constrained = self.demanded if constrained else []
         self.primal_dual = PrimalDual(
             parameters=network.named_parameters(),
             optimizer=settings.optimizer(network.parameters(), lr=settings.lr),
             dual=dual,
-            num_constraints=len(layers) if constrained else 0,
+            num_constraints=len(self.constrained),
             clip_norm=settings.clip_norm,
         )
         device = train.obs.device
@@ -122,6 +122,8 @@ class Training:
 
     def _epoch(self) -> Epoch:
         began = time.perf_counter()
+        if self.epochs_done == 0:
+            self._prepare()
         loss, moments, lr = self._train_epoch()
         slack = self.constraint.slack_of(moments, margin=self.constraint.margin)
         val_loss, val_distance, val_slack = self._validate()
@@ -130,14 +132,15 @@ class Training:
         if self.primal_dual.dual.every == "epoch":
             self.primal_dual.dual_step(slack[self.constrained])
         self.epochs_done += 1
-        worst = max(val_slack[self.constrained].tolist(), default=-1.0)
+        slacks = val_slack.tolist()
+        worst = max((slacks[row] for row in self.constrained), default=-1.0)
         # feasible with the margin first: what holds by a margin here holds on other data as well
         rank = 0 if worst + self.constraint.margin <= 0 else 1 if worst <= 0 else 2
         key = (rank, val_loss)
         best = self.best is None or key < self.best
         if best:
             self.best, self.best_epoch = key, self.epochs_done
-        multipliers = torch.zeros(self.network.num_layers, dtype=torch.float64)
+        multipliers = torch.zeros(len(slacks), dtype=torch.float64)
         multipliers[self.constrained] = self.primal_dual.multipliers.cpu()
         return Epoch(
             epoch=self.epochs_done,
@@ -146,15 +149,21 @@ class Training:
             multipliers=multipliers.tolist(),
             val_loss=val_loss,
             val_distance=val_distance,
-            val_slack=val_slack.tolist(),
-            feasible=bool((val_slack[self.constraint.first_layer - 1 :] <= 0).all()),
+            val_slack=slacks,
+            feasible=all(slacks[row] <= 0 for row in self.demanded),
             best=best,
             lr=lr,
             seconds=time.perf_counter() - began,
         )
 
+    def _prepare(self) -> None:
+        """Let the network start from the first instances of the training split."""
+        first = self.loader.data.obs[: self.settings.batch_size]
+        rng = generator(self.seed, "training/prepare", first.device)
+        self.network.prepare(first, rng)
+
     def _train_epoch(self) -> tuple[float, Tensor, float]:
-        """Mean loss, mean moments (2, L) and last lr of one pass over the training split."""
+        """Mean loss, mean moments (2, R) and last lr of one pass over the training split."""
         total_loss = total_moments = torch.zeros((), dtype=torch.float64)
         lr = 0.0
         updates = len(self.loader) * self.settings.epochs
@@ -205,12 +214,17 @@ class Training:
 
     @torch.no_grad()
     def _validate(self) -> tuple[float, float, Tensor]:
-        """Mean loss, mean final distance and slack (L,) on the validation split, always from the
+        """Mean loss, mean final distance and slack (R,) on the validation split, always from the
         same y_0, without noise."""
         rng = generator(self.seed, "validation", self.val.obs.device)
-        path = self.network(self.val.obs, generator=rng)
-        final = distance(path.states[-1], self.val.target)
-        slack = self.constraint.slack_of(self.constraint.moments(self.problem, path, self.val))
+        finals, moments = [], []
+        for batch in self.val.split(CHUNK):
+            path = self.network(batch.obs, generator=rng)
+            finals.append(distance(path.states[-1], batch.target))
+            share = len(batch.obs) / len(self.val.obs)
+            moments.append(share * self.constraint.moments(self.problem, path, batch))
+        final = torch.cat(finals)
+        slack = self.constraint.slack_of(torch.stack(moments).sum(0))
         return float(final.square().mean() / 2), float(final.mean()), slack
 
     def state_dict(self) -> dict:

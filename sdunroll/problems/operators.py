@@ -1,0 +1,264 @@
+"""Measurement operators x = A y + noise of images, with their adjoints.
+
+The observation that a network receives holds all of one instance: the measurement x and, for
+inpainting, the mask as one more channel.
+Legend: B images, C channels, H x W pixels; ``...`` stands for leading dimensions such as the layers.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sdunroll import checks
+from sdunroll.solvers import harmonic_fill
+
+Range = float | Sequence[float]
+
+
+def _range(name: str, value: object) -> tuple[float, float]:
+    """A number, or the two ends of a range, as two ends."""
+    ends = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if len(ends) not in (1, 2):
+        raise checks.InvalidValue(f"{name}: expected a number or [low, high], got {value!r}")
+    low, high = (checks.number(name, end, low=0) for end in (ends[0], ends[-1]))
+    if low > high:
+        raise checks.InvalidValue(f"{name}: expected [low, high] with low <= high, got {value!r}")
+    return low, high
+
+
+class Operator(nn.Module, ABC):
+    """A linear operator A and the noise of its measurements.
+
+    Args:
+        noise: standard deviation of white noise on x; [low, high] draws one for each image.
+        seed: of masks and noise.
+    """
+
+    def __init__(self, *, noise: Range = 0.0, seed: int = 0) -> None:
+        super().__init__()
+        self.noise = _range("noise", noise)
+        self.seed = checks.integer("seed", seed, low=0)
+
+    @abstractmethod
+    def observe(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """What is observed of ``images``, (B, C, H, W): x, with the mask if there is one."""
+
+    @abstractmethod
+    def forward(self, y: Tensor, obs: Tensor) -> Tensor:
+        """A y, (..., B, C, H, W) for y of the same shape."""
+
+    @abstractmethod
+    def adjoint(self, x: Tensor, obs: Tensor) -> Tensor:
+        """A^T x, (..., B, C, H, W)."""
+
+    @abstractmethod
+    def peer(self, picture: np.ndarray, known: np.ndarray | None) -> np.ndarray:
+        """The classical reconstruction of one measured ``picture``, (H, W, C), whose pixels are known
+        where ``known``, (H, W), is true; None: all are measured."""
+
+    peer_name: str  #: of the classical reconstruction
+
+    def measurement(self, obs: Tensor) -> Tensor:
+        """x, (B, C, H, W)."""
+        return obs
+
+    def known(self, obs: Tensor) -> Tensor | None:
+        """1 where a pixel is measured and 0 where it is missing, (B, 1, H, W); None: no mask."""
+        return None
+
+    def fill(self, obs: Tensor) -> Tensor:
+        """A first guess of the image, (B, C, H, W): the measurement, holes filled harmonically."""
+        return self.measurement(obs)
+
+    def _noisy(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        low, high = self.noise
+        if high == 0:
+            return x
+        std = low + (high - low) * torch.rand(len(x), 1, 1, 1, generator=generator)
+        return x + std * torch.randn(x.shape, generator=generator)
+
+
+class Denoising(Operator):
+    """A = I. The classical peer is non-local means (Buades et al. 2005)."""
+
+    peer_name = "non-local means"
+
+    def __init__(self, *, noise: Range = 0.1, seed: int = 0) -> None:
+        super().__init__(noise=noise, seed=seed)
+
+    def observe(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return self._noisy(images, generator)
+
+    def forward(self, y: Tensor, obs: Tensor) -> Tensor:
+        return y
+
+    def adjoint(self, x: Tensor, obs: Tensor) -> Tensor:
+        return x
+
+    def peer(self, picture: np.ndarray, known: np.ndarray | None) -> np.ndarray:
+        from skimage.restoration import denoise_nl_means, estimate_sigma
+
+        sigma = float(np.mean(estimate_sigma(picture, channel_axis=-1)))
+        return denoise_nl_means(
+            picture, h=0.8 * sigma, sigma=sigma, patch_size=5, patch_distance=6, channel_axis=-1
+        )
+
+
+class Deblurring(Operator):
+    """A blurs by a Gaussian, periodic at the border, so that A is symmetric.
+
+    The classical peer is the unsupervised Wiener filter (Orieux et al. 2010), which knows the kernel.
+
+    Args:
+        sigma: standard deviation of the Gaussian, in pixels.
+    """
+
+    peer_name = "Wiener filter"
+    kernel: Tensor
+
+    def __init__(self, *, sigma: float = 1.5, noise: Range = 0.01, seed: int = 0) -> None:
+        super().__init__(noise=noise, seed=seed)
+        checks.number("sigma", sigma, above=0)
+        offsets = torch.arange(-math.ceil(3 * sigma), math.ceil(3 * sigma) + 1).double()
+        line = torch.exp(-(offsets**2) / (2 * sigma**2))
+        self.register_buffer("kernel", (line / line.sum()).float())
+
+    def observe(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return self._noisy(self(images, images), generator)
+
+    def forward(self, y: Tensor, obs: Tensor) -> Tensor:
+        radius = len(self.kernel) // 2
+        if radius >= min(y.shape[-2:]):
+            raise checks.InvalidValue(
+                f"operator.sigma: expected a blur of less than the image's {min(y.shape[-2:])} pixels, "
+                f"got a kernel of radius {radius}"
+            )
+        flat = y.reshape(-1, 1, *y.shape[-2:])
+        flat = functional.pad(flat, (radius,) * 4, mode="circular")
+        kernel = self.kernel.to(y.dtype)
+        flat = functional.conv2d(flat, kernel.view(1, 1, -1, 1))
+        return functional.conv2d(flat, kernel.view(1, 1, 1, -1)).view(y.shape)
+
+    def adjoint(self, x: Tensor, obs: Tensor) -> Tensor:
+        return self(x, obs)
+
+    def peer(self, picture: np.ndarray, known: np.ndarray | None) -> np.ndarray:
+        from skimage.restoration import unsupervised_wiener
+
+        line = self.kernel.cpu().numpy()
+        rng = np.random.default_rng(self.seed)
+        planes = [
+            unsupervised_wiener(plane, np.outer(line, line), rng=rng)[0]
+            for plane in np.moveaxis(picture, -1, 0)
+        ]
+        return np.stack(planes, -1)
+
+
+class Inpainting(Operator):
+    """A sets missing pixels to 0. The classical peer is biharmonic inpainting (Damelin & Hoang 2018).
+
+    Args:
+        mask: "box" (one hole in the middle), "random_box" (of random side and place), "random_pixels",
+            or the path of a picture of the images' size whose dark pixels are missing.
+        size: side of a box in pixels; [low, high] for a random one.
+        offset: of the box from the middle, in pixels, down and to the right.
+        rate: share of missing random pixels.
+    """
+
+    peer_name = "biharmonic"
+
+    def __init__(
+        self,
+        *,
+        mask: str = "box",
+        size: int | Sequence[int] = 12,
+        offset: int = 0,
+        rate: float = 0.5,
+        noise: Range = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(noise=noise, seed=seed)
+        names = ("box", "random_box", "random_pixels")
+        if mask not in names and not Path(mask).is_file():
+            raise checks.InvalidValue(
+                f"mask: expected one of {', '.join(names)} or the path of a picture, got {mask!r}"
+            )
+        self.mask = mask
+        self.sizes = tuple(int(end) for end in _range("size", size))
+        checks.integer("size", self.sizes[0])
+        if mask == "box" and self.sizes[0] != self.sizes[1]:
+            raise checks.InvalidValue(
+                f"size: expected one number for mask=box, got {size}; a range needs mask=random_box"
+            )
+        self.offset = checks.integer("offset", offset, low=-10_000)
+        self.rate = checks.number("rate", rate, above=0, below=1)
+
+    def observe(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """(B, C + 1, H, W): the known pixels, 0 in the holes; 1 where known in the last channel."""
+        known = self._masks(images.shape, generator)
+        return torch.cat([self._noisy(images, generator) * known, known], 1)
+
+    def forward(self, y: Tensor, obs: Tensor) -> Tensor:
+        return y * obs[:, -1:]
+
+    def adjoint(self, x: Tensor, obs: Tensor) -> Tensor:
+        return x * obs[:, -1:]
+
+    def measurement(self, obs: Tensor) -> Tensor:
+        return obs[:, :-1]
+
+    def known(self, obs: Tensor) -> Tensor:
+        return obs[:, -1:]
+
+    def fill(self, obs: Tensor) -> Tensor:
+        return harmonic_fill(obs[:, :-1], obs[:, -1:])
+
+    def peer(self, picture: np.ndarray, known: np.ndarray | None) -> np.ndarray:
+        from skimage.restoration import inpaint_biharmonic
+
+        assert known is not None
+        return inpaint_biharmonic(picture, ~known, channel_axis=-1)
+
+    def _masks(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        """(B, 1, H, W)."""
+        count, _, height, width = shape
+        if self.mask == "random_pixels":
+            return (torch.rand(count, 1, height, width, generator=generator) >= self.rate).float()
+        if self.mask not in ("box", "random_box"):
+            return self._mask_from_file(height, width).expand(count, 1, -1, -1)
+        low, high = self.sizes
+        if high >= min(height, width):
+            raise checks.InvalidValue(
+                f"operator.size: expected less than the image's {min(height, width)} pixels, got {high}"
+            )
+        side = torch.randint(low, high + 1, (count, 1), generator=generator)  # (B, 1)
+        if self.mask == "box":
+            top = (height - side) // 2 + self.offset
+            left = (width - side) // 2 + self.offset
+        else:
+            places = torch.rand(2, count, 1, generator=generator)
+            top = (places[0] * (height - side + 1)).long()
+            left = (places[1] * (width - side + 1)).long()
+        rows, columns = torch.arange(height), torch.arange(width)
+        inside_rows = (rows >= top) & (rows < top + side)  # (B, H)
+        inside_columns = (columns >= left) & (columns < left + side)  # (B, W)
+        return (~(inside_rows[:, :, None] & inside_columns[:, None, :])).float()[:, None]
+
+    def _mask_from_file(self, height: int, width: int) -> Tensor:
+        from PIL import Image
+
+        with Image.open(self.mask) as picture:
+            known = np.asarray(picture.convert("L")) >= 128
+        if known.shape != (height, width) or known.all():
+            got = "no dark pixel" if known.all() else f"{known.shape[0]} x {known.shape[1]} pixels"
+            raise checks.InvalidValue(
+                f"operator.mask: expected a picture of {height} x {width} pixels with dark ones where "
+                f"pixels are missing, got {got} in {self.mask}"
+            )
+        return torch.from_numpy(known.astype(np.float32))
