@@ -32,13 +32,18 @@ def main(config: DictConfig) -> None:
         history = run.history()
         folder = run.folder / "eval" / "figures"
         figures.per_layer(result, folder)
-        figures.training(history, folder)
-        target_l1 = test.target.abs().flatten(1).sum(1)
-        figures.l1_histograms(measured.states["l1_norm"].numpy(), target_l1.cpu().numpy(), folder)
-        _picture_reconstructions(experiment, test, seed, folder / "reconstructions.png")
+        figures.training(history, folder, experiment.source.notice)
+        if "psnr" not in measured.states:  # codes, whose sparsity tells much
+            target_l1 = test.target.abs().flatten(1).sum(1).cpu().numpy()
+            figures.l1_histograms(measured.states["l1_norm"].numpy(), target_l1, folder)
+        _picture_reconstructions(experiment, test, measured, seed, folder / "reconstructions.png")
     print(tables.layer_table(result))
     print()
     print(tables.baseline_table(result))
+    for name, value in result["health"].items():
+        print(f"{name.replace('_', ' ')}: {value:.1e}")
+    if result["notice"]:
+        print(f"data: {result['notice']}")
     print(f"\n{run.folder / 'eval'}")
 
 
@@ -55,6 +60,8 @@ def _result(
         "first_layer": constraint.first_layer,
         "seed": seed,
         "epoch": experiment.epoch,
+        "notice": experiment.source.notice,
+        "health": measured.health,
         "optimum_relative_gap": None if certificate is None else certificate.max().item(),
         "layers": metrics.layer_table(measured, constraint, seed=seed),
         "baselines": metrics.baseline_figures(
@@ -70,27 +77,39 @@ def _result(
 
 
 @torch.no_grad()
-def _picture_reconstructions(experiment: Experiment, test: Batch, seed: int, path: Path) -> None:
-    """Observations, what each layer's estimate stands for, and what the optimum stands for.
+def _picture_reconstructions(
+    experiment: Experiment, test: Batch, measured: metrics.LayerFigures, seed: int, path: Path
+) -> None:
+    """Observations, what each layer's estimate stands for, and what the target stands for: the two
+    instances with the largest final distance, then those at even ranks down to the median.
 
     Nothing is drawn of signals that are not pictures.
     """
-    shape = experiment.source.signals("test").shape[1:]  # (C, H, W) of a picture
-    if len(shape) != 3:
+    if experiment.source.channels is None:
         return
-    obs, target = (values[:SHOWN] for values in test)
+    distances = measured.states["distance"][-1]
+    order = distances.argsort(descending=True)
+    ranks = [0, 1, *torch.linspace(0, len(order) // 2, SHOWN - 1).long().tolist()[1:]]
+    chosen = order[torch.tensor(ranks).clamp_max(len(order) - 1)].to(test.obs.device)
+    obs, target = test.obs[chosen], test.target[chosen]
+    shape = experiment.source.signals("test").shape[1:]  # (C, H, W) of a picture
     trajectory = experiment.network(obs, generator=generator(seed, "evaluation/start", obs.device))
-    stages = [("input", obs)]
+    stages = [("input", experiment.problem.picture(obs))]
     stages += [
         (f"layer {layer}" if layer else "start", experiment.problem.reconstruct(y))
         for layer, y in enumerate(trajectory.states)
     ]
-    stages.append(("optimum", experiment.problem.reconstruct(target)))
-    columns = [(title, _as_pictures(values, shape)) for title, values in stages]
-    figures.images(columns, path, value_range=experiment.source.value_range or (0.0, 1.0))
+    stages.append(("target", experiment.problem.reconstruct(target)))
+    figures.images(
+        [(title, as_pictures(values, shape)) for title, values in stages],
+        path,
+        value_range=experiment.source.value_range or (0.0, 1.0),
+        labels=[f"error {float(distances[row]):.2f}" for row in chosen.cpu()],
+        notice=experiment.source.notice,
+    )
 
 
-def _as_pictures(values: torch.Tensor, shape: torch.Size) -> np.ndarray:
+def as_pictures(values: torch.Tensor, shape: torch.Size) -> np.ndarray:
     """(N, ...) as (N, H, W), or (N, H, W, 3) in colour."""
     pictures = values.reshape(-1, *shape).cpu().numpy()
     return pictures[:, 0] if shape[0] == 1 else np.moveaxis(pictures, 1, -1)

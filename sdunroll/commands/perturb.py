@@ -1,6 +1,7 @@
 """``sdunroll perturb``: disturb a trained network over a list of levels."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from sdunroll.commands.assemble import (
     seed_of,
     set_up_torch,
 )
+from sdunroll.commands.eval import as_pictures
+from sdunroll.constraints import distance
+from sdunroll.data import Batch
 from sdunroll.perturbations import Perturbation
 from sdunroll.randomness import generator
 from sdunroll.report import figures, tables
@@ -36,6 +40,7 @@ def main(config: DictConfig) -> None:
         result = {
             "perturbation": config.name,
             "label": _label(run),
+            "notice": experiment.source.notice,
             "epoch": experiment.epoch,
             **perturb(experiment),
         }
@@ -45,8 +50,15 @@ def main(config: DictConfig) -> None:
                 "run": str(against.folder), "label": _label(against), **perturb(second)
             }  # fmt: skip
         run.write_json(f"perturb/{config.name}.json", result)
-        figures.levels(result, run.folder / "perturb" / "figures" / f"{config.name}.png")
+        folder = run.folder / "perturb" / "figures"
+        figures.levels(result, folder / f"{config.name}.png")
+        if "psnr" in result["levels"][0]:
+            both = [experiment] if other is None else [experiment, other[1]]
+            names = [result["label"]] if other is None else [result["label"], _label(other[0])]
+            _picture_levels(both, names, disturbances, seed, folder / f"{config.name}_pictures.png")
     print(tables.level_table(result))
+    if result["notice"]:
+        print(f"data: {result['notice']}")
     print(f"\n{run.folder / 'perturb'}")
 
 
@@ -77,16 +89,61 @@ def _perturb(
     }
 
 
+def _disturbed(
+    experiment: Experiment, signals: torch.Tensor, disturbance: Perturbation, seed: int
+) -> Batch:
+    """The instances of ``signals`` under ``disturbance``, on the device."""
+    rng = generator(seed, "perturb/observation")
+    bounds = experiment.source.value_range
+    instances = disturbance.instances(experiment.reference, signals, rng, bounds)
+    return instances.to(experiment.device)
+
+
+@torch.no_grad()
+def _picture_levels(
+    experiments: list[Experiment],
+    labels: list[str],
+    disturbances: list[Perturbation],
+    seed: int,
+    path: Path,
+) -> None:
+    """One picture under each level, as observed and as each network restores it; the one whose final
+    error is the median at the last level, by the first network."""
+    signals = experiments[0].source.signals("test")
+
+    def restored(experiment: Experiment, disturbance: Perturbation) -> tuple[Batch, torch.Tensor]:
+        data = _disturbed(experiment, signals, disturbance, seed)
+        noise = generator(seed, "evaluation/noise", data.obs.device)
+        perturb = disturbance.between_layers(experiment.problem, data.obs, noise)
+        start = generator(seed, "evaluation/start", data.obs.device)
+        return data, experiment.network(data.obs, generator=start, perturb=perturb).states[-1]
+
+    data, last = restored(experiments[0], disturbances[-1])
+    order = distance(last, data.target).argsort()
+    chosen = int(order[len(order) // 2])
+    columns = []
+    for disturbance in disturbances:
+        results = [restored(experiment, disturbance) for experiment in experiments]
+        observed = experiments[0].problem.picture(results[0][0].obs)[chosen]
+        stack = [observed, *(final[chosen] for _, final in results), data.target[chosen]]
+        shown = as_pictures(torch.stack(stack), signals.shape[1:])
+        columns.append((f"level {disturbance.level:g}", shown))
+    figures.images(
+        columns,
+        path,
+        value_range=experiments[0].source.value_range or (0.0, 1.0),
+        labels=["input", *labels, "clean"],
+        notice=experiments[0].source.notice,
+    )
+
+
 @torch.no_grad()
 def _row(
     experiment: Experiment, signals: torch.Tensor, disturbance: Perturbation, seed: int
 ) -> dict[str, Any]:
     """The figures at one level. The noise is drawn from the same seed at each level, so that levels
     differ in size alone; a shifted observation has an optimum of its own."""
-    rng = generator(seed, "perturb/observation")
-    data = disturbance.instances(
-        experiment.reference, signals, rng, experiment.source.value_range
-    ).to(experiment.device)
+    data = _disturbed(experiment, signals, disturbance, seed)
     measured = metrics.evaluate(
         experiment.network,
         experiment.problem,

@@ -55,6 +55,10 @@ class Problem(nn.Module, ABC):
         """The signal that y stands for; y itself by default."""
         return y
 
+    def picture(self, obs: Tensor) -> Tensor:
+        """The observation as a signal, (B, C, H, W) or (B, m); itself by default."""
+        return obs
+
     def figures(self, y: Tensor, batch: Batch) -> dict[str, Tensor]:
         """What else is measured at y (K, B, ...) in this field, by name, (K, B) each."""
         return {}

@@ -104,6 +104,11 @@ class InverseImaging(Problem):
         ]
         return torch.from_numpy(np.stack(restored)).permute(0, 3, 1, 2).to(obs)
 
+    def picture(self, obs: Tensor) -> Tensor:
+        """The measurement, (B, C, H, W), missing pixels in grey."""
+        known = self.operator.known(obs)
+        return self.operator.measurement(obs) + (0.0 if known is None else 0.5 * (1 - known))
+
     def figures(self, y: Tensor, batch: Batch) -> dict[str, Tensor]:
         """``psnr`` (dB) and ``ssim`` of the whole picture and, where pixels are missing, of the hole
         alone; ``known_rmse``, the error of the known pixels. Values are clamped to [0, 1] first."""

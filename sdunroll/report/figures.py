@@ -22,11 +22,17 @@ STYLE: Any = {
     "figure.constrained_layout.use": True,
     "savefig.dpi": 150,
 }
-PANELS = (
-    ("distance", "distance to the optimum"),
-    ("objective_gap", "objective gap"),
-    ("gradient_norm", "gradient norm"),
-)
+PANELS = {
+    "distance": "distance to the optimum",
+    "objective_gap": "objective gap",
+    "gradient_norm": "gradient norm",
+}
+IMAGE_PANELS = {
+    "distance": "distance to the clean picture",
+    "psnr": "PSNR, whole picture (dB)",
+    "hole_psnr": "PSNR in the hole (dB)",
+    "ssim": "SSIM",
+}
 MEASURED = {
     "distance": "distance",
     "gradient": "gradient_norm",
@@ -35,10 +41,18 @@ MEASURED = {
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure in the house style that is saved to ``path`` in the end, whole or not at all."""
+def _figure(
+    path: Path, width: float, height: float, notice: str | None = None
+) -> Iterator[Figure]:
+    """A figure in the house style that is saved to ``path`` in the end, whole or not at all.
+
+    Args:
+        notice: what must be said of the data, written above all.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height))  # no pyplot, no global state
+        if notice:
+            figure.suptitle(notice, fontsize=8, x=0.01, ha="left")
         yield figure
         write_atomically(path, lambda target: figure.savefig(target, format="png"))
 
@@ -56,23 +70,26 @@ def _log_axis(axes: Any) -> None:
 
 
 def per_layer(metrics: dict[str, Any], folder: Path) -> None:
-    """Distance, objective gap and gradient norm over the layers, ``per_layer.png``.
+    """Distance, objective gap and gradient norm over the layers, ``per_layer.png``; for pictures
+    distance, PSNR of the whole and of the hole, or SSIM where there is no hole.
 
-    Log axis; the band is one standard deviation over the instances; the dashed line falls from y_0 as
+    Log axis but for PSNR and SSIM; the band is one standard deviation over the instances; the dashed line falls from y_0 as
     the constraint demands; marks at the right are classical solvers after as many iterations.
     """
     layers = [row["layer"] for row in metrics["layers"]]
-    with _figure(folder / "per_layer.png", 10, 3.2) as figure:
-        for axes, (name, title) in zip(figure.subplots(1, 3), PANELS, strict=True):
+    panels = IMAGE_PANELS if "psnr" in metrics["layers"][0] else PANELS
+    shown = [name for name in panels if name in metrics["layers"][0]][:3]
+    with _figure(folder / "per_layer.png", 10, 3.2, metrics["notice"]) as figure:
+        for axes, name in zip(figure.subplots(1, 3), shown, strict=True):
             mean = np.array([row[name]["mean"] for row in metrics["layers"]])
             std = np.array([row[name]["std"] for row in metrics["layers"]])
-            _log_axis(axes)
+            if name not in ("psnr", "hole_psnr", "ssim"):
+                _log_axis(axes)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.plot(layers, mean, "-o", ms=3, color="C0", label="network, mean")
             floor = max(mean.min() / 10, np.finfo(float).tiny)
-            axes.fill_between(
-                layers, np.maximum(mean - std, floor), mean + std, color="C0", alpha=0.2, lw=0
-            )
+            low = np.maximum(mean - std, floor)
+            axes.fill_between(layers, low, mean + std, color="C0", alpha=0.2, lw=0)
             if name == MEASURED.get(metrics["measure"]):
                 first = metrics["first_layer"] - 1  # the state from which descent is demanded
                 keep = 1 - np.broadcast_to(metrics["epsilon"], len(layers) - 1)[first:]
@@ -80,22 +97,26 @@ def per_layer(metrics: dict[str, Any], folder: Path) -> None:
                 label = f"demanded, from $y_{first}$"
                 axes.plot(layers[first:], demanded, "k--", lw=1, label=label)
             for marker, (solver, row) in zip("sD", metrics["baselines"].items(), strict=False):
+                count = row["iterations"]
+                label = solver if count is None else f"{solver.upper()}, {count} iterations"
                 axes.plot(
                     [layers[-1]], [row[name]["mean"]], marker, color="C1", ms=5, mec="k", mew=0.5,
-                    label=f"{solver.upper()}, {row['iterations']} iterations",
+                    label=label,
                 )  # fmt: skip
-            axes.set(title=title, xlabel="layer")
+            axes.set(title=panels[name], xlabel="layer")
             axes.legend(fontsize=7)
 
 
-def training(history: Sequence[dict[str, float]], folder: Path) -> None:
+def training(
+    history: Sequence[dict[str, float]], folder: Path, notice: str | None = None
+) -> None:
     """Multipliers and slacks over the epochs, a line a layer, ``training.png``."""
     if not history:
         return
     epochs = [row["epoch"] for row in history]
     labels = [name.removeprefix("slack_") for name in history[0] if name.startswith("slack_")]
     colors = matplotlib.colormaps["viridis"]
-    with _figure(folder / "training.png", 10, 3.4) as figure:
+    with _figure(folder / "training.png", 10, 3.4, notice) as figure:
         panels = figure.subplots(1, 3)
         panels[0].plot(epochs, [row["train_loss"] for row in history], label="training")
         panels[0].plot(epochs, [row["val_loss"] for row in history], "--", label="validation")
@@ -139,15 +160,22 @@ def l1_histograms(l1_norm: np.ndarray, target: np.ndarray, folder: Path) -> None
 
 
 def images(
-    columns: Sequence[tuple[str, np.ndarray]], path: Path, *, value_range: tuple[float, float]
+    columns: Sequence[tuple[str, np.ndarray]],
+    path: Path,
+    *,
+    value_range: tuple[float, float],
+    labels: Sequence[str] = (),
+    notice: str | None = None,
 ) -> None:
     """A row an instance, a column a stage.
 
     Args:
         columns: title and pictures (N, H, W) or (N, H, W, 3). value_range: black and white.
+        labels: of the rows. notice: what must be said of the data.
     """
     count = len(columns[0][1])
-    with _figure(path, 1.0 * len(columns) + 0.2, 1.0 * count + 0.4) as figure:
+    size = (1.0 * len(columns) + (0.9 if labels else 0.2), 1.0 * count + (0.6 if notice else 0.4))
+    with _figure(path, *size, notice) as figure:
         grid = figure.subplots(count, len(columns), squeeze=False)
         low, high = value_range
         for column, (title, pictures) in enumerate(columns):
@@ -155,24 +183,37 @@ def images(
             for row, picture in enumerate(pictures):
                 shown = np.clip(picture, low, high)
                 grid[row, column].imshow(shown, cmap="gray", vmin=low, vmax=high)
-                grid[row, column].axis("off")
+                grid[row, column].set(xticks=[], yticks=[])
+                grid[row, column].spines[:].set_visible(False)
+        for row, label in enumerate(labels):
+            grid[row, 0].set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center")
+
+
+LEVEL_PANELS = {
+    "hole_psnr": "PSNR in the hole after the last layer (dB)",
+    "psnr": "PSNR after the last layer (dB)",
+    "final_distance": "distance to the optimum after the last layer",
+}
 
 
 def levels(result: dict[str, Any], path: Path) -> None:
-    """Final distance and descent over the levels of a perturbation, for one run or two."""
+    """Final distance, or the PSNR of pictures, in the hole where there is one, and descent over the
+    levels of a perturbation, for one run or two."""
     runs = [(result["label"], "C0", "-o", result["levels"])]
     if other := result.get("against"):
         runs.append((other["label"], "C1", "--s", other["levels"]))
-    with _figure(path, 9, 3.4) as figure:
+    name = next(key for key in LEVEL_PANELS if key in result["levels"][0])
+    with _figure(path, 9, 3.4, result["notice"]) as figure:
         left, right = figure.subplots(1, 2)
         for label, color, line, rows in runs:
-            _plot_levels(left, rows, color, line, label, lambda row: row["final_distance"])
-            bounds = np.array([row["ci95"]["final_distance"] for row in rows])
+            _plot_levels(left, rows, color, line, label, lambda row: row[name])
+            bounds = np.array([row["ci95"][name] for row in rows])
             places = range(len(rows))
             left.fill_between(places, bounds[:, 0], bounds[:, 1], color=color, alpha=0.25, lw=0)
             _plot_levels(right, rows, color, line, label, lambda row: min(row["descent_frequency"]))
-        left.set(title="distance to the optimum after the last layer")
-        _log_axis(left)
+        left.set(title=LEVEL_PANELS[name])
+        if name == "final_distance":
+            _log_axis(left)
         right.set(title="share of instances that descend, worst layer", ylim=(-0.02, 1.02))
         for axes in (left, right):
             axes.set_xlabel(f"level of {result['perturbation'].replace('_', ' ')}")

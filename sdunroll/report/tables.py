@@ -15,9 +15,33 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
+OF_PICTURES = {
+    "psnr": ("PSNR", ".2f"),
+    "ssim": ("SSIM", ".3f"),
+    "hole_psnr": ("PSNR in the hole", ".2f"),
+    "hole_ssim": ("SSIM in the hole", ".3f"),
+}
+OF_CODES = {"objective_gap": ("objective gap", ".4g"), "l1_norm": ("l1 norm", ".4g")}
+
+
+def _columns(row: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """The figures of ``row`` that tell most beside the distance: title and format by name."""
+    known = OF_PICTURES if "psnr" in row else OF_CODES
+    return {name: column for name, column in known.items() if name in row}
+
+
+def _cells(row: dict[str, Any], columns: dict[str, tuple[str, str]]) -> list[str]:
+    values = ((row[name], form) for name, (_, form) in columns.items())
+    return [
+        format(value["mean"] if isinstance(value, dict) else value, form) for value, form in values
+    ]
+
+
 def layer_table(metrics: dict[str, Any]) -> str:
     """A row a layer: figures, slack with its interval, share that descends, verdict."""
+    columns = _columns(metrics["layers"][0]) if "psnr" in metrics["layers"][0] else {}
     header = ["layer", metrics["measure"], "ratio", "slack", "95 % interval", "descends", ""]
+    header += [title for title, _ in columns.values()]
     rows = []
     before = None
     for row in metrics["layers"]:
@@ -35,7 +59,7 @@ def layer_table(metrics: dict[str, Any]) -> str:
             ]
         else:
             cells += ["", "", "", "", ""]
-        rows.append(cells)
+        rows.append(cells + _cells(row, columns))
         before = value
     return aligned(header, rows)
 
@@ -49,44 +73,34 @@ def _verdict(layer: int, slack: float, first_layer: int) -> str:
 def baseline_table(metrics: dict[str, Any]) -> str:
     """The network's last layer beside the classical solvers after as many iterations."""
     last = metrics["layers"][-1]
-    header = ["", "iterations", "distance", "objective gap"]
-    header += ["iterations from y = 0 to the network's distance"]
-    rows = [
-        [
-            "network",
-            str(last["layer"]),
-            f"{last['distance']['mean']:.4g}",
-            f"{last['objective_gap']['mean']:.4g}",
-            "",
-        ]
-    ]
+    columns = _columns(last)
+    header = ["", "iterations", "distance", *(title for title, _ in columns.values())]
+    iterates = any(row["iterations"] is not None for row in metrics["baselines"].values())
+    if iterates:
+        header += ["iterations from y = 0 to the network's distance"]
+    first = ["network", str(last["layer"]), f"{last['distance']['mean']:.4g}"]
+    rows = [[*first, *_cells(last, columns), *[""] * iterates]]
     for name, row in metrics["baselines"].items():
-        reached = row["iterations_to_final_distance"]
-        rows.append(
-            [
-                name,
-                str(row["iterations"]),
-                f"{row['distance']['mean']:.4g}",
-                f"{row['objective_gap']['mean']:.4g}",
-                f"more than {metrics['baseline_limit']}" if reached is None else str(reached),
-            ]
-        )
+        count, reached = row["iterations"], row["iterations_to_final_distance"]
+        cells = [name, "" if count is None else str(count), f"{row['distance']['mean']:.4g}"]
+        cells += _cells(row, columns)
+        if iterates:
+            cells.append(
+                f"more than {metrics['baseline_limit']}" if reached is None else str(reached)
+            )
+        rows.append(cells)
     return aligned(header, rows)
 
 
 def level_table(result: dict[str, Any]) -> str:
     """A row a level; with a second run, its figures and the ratio of the final distances."""
-    header = [
-        "level",
-        "final distance",
-        "95 % interval",
-        "objective gap",
-        "l1 norm",
-        "least descends",
-    ]
+    columns = _columns(result["levels"][0])
+    titles = [title for title, _ in columns.values()]
+    header = ["level", "final distance", "95 % interval", *titles, "least descends"]
     other = result.get("against")
+    main = "hole_psnr" if "hole_psnr" in columns else "psnr"
     if other:
-        header += ["against", "ratio"]
+        header += ["against", "difference" if main in columns else "ratio"]
     rows = []
     for index, row in enumerate(result["levels"]):
         low, high = row["ci95"]["final_distance"]
@@ -94,11 +108,13 @@ def level_table(result: dict[str, Any]) -> str:
             f"{row['level']:g}",
             f"{row['final_distance']:.4g}",
             f"[{low:.4g}, {high:.4g}]",
-            f"{row['objective_gap']:.4g}",
-            f"{row['l1_norm']:.4g}",
+            *_cells(row, columns),
             f"{100 * min(row['descent_frequency']):.1f} %",
         ]
-        if other:
+        if other and main in columns:
+            value = other["levels"][index][main]
+            cells += [f"{value:.2f}", f"{row[main] - value:+.2f} dB"]
+        elif other:
             distance = other["levels"][index]["final_distance"]
             cells += [f"{distance:.4g}", f"{row['final_distance'] / distance:.3f}"]
         rows.append(cells)
