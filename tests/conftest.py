@@ -28,6 +28,25 @@ TINY = [
     "training.batch_size=32",
 ]
 
+# the same for each problem's bundle
+TINY_OF = {
+    "lista": ["problem=lista", *TINY],
+    "glow_prox": [
+        "problem=glow_prox",
+        "data.size=8",
+        "operator.size=4",
+        "data.num_train=48",
+        "data.num_val=16",
+        "data.num_test=24",
+        "network.num_layers=3",
+        "network.proximal.depth=1",
+        "network.proximal.levels=1",
+        "network.proximal.width=4",
+        "training.epochs=2",
+        "training.batch_size=16",
+    ],
+}
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _two_threads() -> None:
