@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from sdunroll.checks import InvalidValue
-from sdunroll.perturbations import InitialScale, InputNoise, LayerNoise, random_direction
+from sdunroll.perturbations import (
+    InitialScale,
+    InputNoise,
+    LayerNoise,
+    MaskChange,
+    random_direction,
+)
+from sdunroll.problems import Inpainting, InverseImaging
 from sdunroll.randomness import generator
 from tests.conftest import make_batch, make_problem
 
@@ -78,3 +85,44 @@ def test_refuses(kind, level):
 def test_refuses_an_unknown_mode():
     with pytest.raises(InvalidValue, match="mode"):
         LayerNoise(1.0, mode="loud")
+
+
+def test_fading_layer_noise_has_norm_level_over_layer(setting):
+    problem, batch, y = setting
+    perturb = LayerNoise(3.0, mode="fading").between_layers(problem, batch.obs, generator(0, "n"))
+    for index in (1, 2, 3):
+        moved = (perturb(index, y) - y).norm(dim=1)
+        assert torch.allclose(moved, torch.full_like(moved, 3.0 / index))
+
+
+def test_normalised_input_noise_has_its_level_as_norm():
+    signals = torch.full((7, 3, 4, 4), 0.5, dtype=torch.float64)
+    noisy = InputNoise(0.2, mode="normalised").disturb(signals, generator(0, "n"), (0.0, 1.0))
+    norms = (noisy - signals).flatten(1).norm(dim=1)
+    assert torch.allclose(norms, torch.full_like(norms, 0.2))
+
+
+def test_ramp_noise_rises_from_left_to_right():
+    signals = torch.zeros(4000, 1, 2, 5)
+    noisy = InputNoise(0.1, mode="ramp").disturb(signals, generator(0, "n"), None)
+    expected = torch.tensor([0.0, 0.05, 0.1, 0.15, 0.2])
+    assert torch.allclose(noisy.std((0, 1, 2)), expected, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("vary", "level", "missing"), [("offset", 1, 16), ("size", 5, 25), ("size", 2, 4)]
+)
+def test_another_mask(vary, level, missing):
+    problem = InverseImaging(Inpainting(size=4))
+    signals = torch.rand(3, 3, 10, 10, generator=generator(0, "x"))
+    batch = MaskChange(level, vary=vary, size=4).instances(problem, signals, generator(0, "n"), None)
+    assert (1 - batch.obs[:, -1]).sum((1, 2)).tolist() == [missing] * 3
+    assert torch.equal(batch.target, signals)
+    same = torch.equal(batch.obs, problem.instances(signals).obs)
+    assert not same
+
+
+def test_a_mask_moves_by_whole_pixels():
+    with pytest.raises(InvalidValue, match="whole numbers of pixels, got 0.5"):
+        MaskChange(0.5, vary="offset")
+    assert MaskChange(0.5, vary="rate").level == 0.5

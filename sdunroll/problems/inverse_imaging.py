@@ -109,6 +109,7 @@ class InverseImaging(Problem):
         known = self.operator.known(obs)
         return self.operator.measurement(obs) + (0.0 if known is None else 0.5 * (1 - known))
 
+    @torch.no_grad()
     def figures(self, y: Tensor, batch: Batch) -> dict[str, Tensor]:
         """``psnr`` (dB) and ``ssim`` of the whole picture and, where pixels are missing, of the hole
         alone; ``known_rmse``, the error of the known pixels. Values are clamped to [0, 1] first."""

@@ -85,7 +85,7 @@ class Operator(nn.Module, ABC):
 
 
 class Denoising(Operator):
-    """A = I. The classical peer is non-local means (Buades et al. 2005)."""
+    """A = I. The classical peer is non-local means (Buades et al. 2005), told the mean noise level."""
 
     peer_name = "non-local means"
 
@@ -102,9 +102,9 @@ class Denoising(Operator):
         return x
 
     def peer(self, picture: np.ndarray, known: np.ndarray | None) -> np.ndarray:
-        from skimage.restoration import denoise_nl_means, estimate_sigma
+        from skimage.restoration import denoise_nl_means
 
-        sigma = float(np.mean(estimate_sigma(picture, channel_axis=-1)))
+        sigma = sum(self.noise) / 2
         return denoise_nl_means(
             picture, h=0.8 * sigma, sigma=sigma, patch_size=5, patch_distance=6, channel_axis=-1
         )

@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sdunroll.checks import InvalidValue, UserError
+from sdunroll.data import SPLITS, ImageFolder
+
+
+def save(folder, name, pixels=None, mode="RGB"):
+    """A picture whose red is its number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if pixels is None:
+        pixels = np.zeros((10, 12, 3), np.uint8)
+        pixels[..., 0] = int("".join(filter(str.isdigit, name)) or 0) % 256
+    Image.fromarray(pixels).convert(mode).save(folder / name)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for number in range(200):
+        save(tmp_path / "pictures", f"{number}.png")
+    return tmp_path / "pictures"
+
+
+def reds(source, split):
+    return (source.signals(split)[:, 0, 0, 0] * 255).round().int().tolist()
+
+
+def test_splits_are_disjoint_whole_and_sorted_by_number(pictures):
+    source = ImageFolder(root=str(pictures), size=4)
+    found = {split: reds(source, split) for split in SPLITS}
+    assert sorted(sum(found.values(), [])) == list(range(200))
+    assert all(numbers == sorted(numbers) for numbers in found.values())
+    assert 160 <= len(found["train"]) <= 195
+    assert source.signals("val").shape[1:] == (3, 4, 4)
+
+
+def test_a_picture_stays_in_its_split_when_others_are_added(pictures):
+    before = reds(ImageFolder(root=str(pictures), size=4), "test")
+    for number in range(200, 230):
+        save(pictures, f"{number}.png")
+    after = reds(ImageFolder(root=str(pictures), size=4), "test")
+    assert set(before) <= set(after)
+
+
+def test_the_official_split_of_celeba(pictures):
+    """Picture i of CelebA-HQ is picture orig_idx of CelebA, whose part is listed."""
+    rows = [f"{i:>8} {1000 + i:>8} {1000 + i:06d}.jpg" for i in range(200)]
+    (pictures.parent / "CelebA-HQ-to-CelebA-mapping.txt").write_text(
+        "\n".join(["idx orig_idx orig_file", *rows]) + "\n"
+    )
+    parts = [f"{1000 + i:06d}.jpg {i % 3}" for i in range(200)]
+    (pictures.parent / "list_eval_partition.txt").write_text("\n".join(parts) + "\n")
+    source = ImageFolder(root=str(pictures), size=4)
+    assert reds(source, "train") == list(range(0, 200, 3))
+    assert reds(source, "val") == list(range(1, 200, 3))
+    assert reds(source, "test") == list(range(2, 200, 3))
+
+
+def test_counts_take_the_first(pictures):
+    source = ImageFolder(root=str(pictures), size=4, num_train=7)
+    everything = reds(ImageFolder(root=str(pictures), size=4), "train")
+    assert reds(source, "train") == everything[:7]
+
+
+def test_pictures_are_cropped_in_the_middle_and_resized(tmp_path):
+    pixels = np.zeros((8, 16, 3), np.uint8)
+    pixels[:, 4:12] = 255  # the middle square is white
+    for number in range(30):
+        save(tmp_path, f"{number}.png", pixels)
+    source = ImageFolder(root=str(tmp_path), size=4)
+    assert torch.equal(source.signals("train"), torch.ones_like(source.signals("train")))
+
+
+def test_bits(tmp_path):
+    ramp = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16)[..., None], 3, 2)
+    for number in range(30):
+        save(tmp_path, f"{number}.png", ramp)
+    values = ImageFolder(root=str(tmp_path), size=16, bits=5).signals("train")
+    assert len(values.unique()) == 32
+    assert values.min() == 0
+    assert values.max() == 1
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16"])
+def test_modes_are_converted(tmp_path, mode):
+    ending = "tif" if mode in ("CMYK", "I;16") else "png"
+    for number in range(30):
+        save(tmp_path, f"{number}.{ending}", mode=mode)
+    for color in (True, False):
+        values = ImageFolder(root=str(tmp_path), size=4, color=color).signals("train")
+        assert values.shape[1] == (3 if color else 1)
+
+
+def test_a_damaged_picture_is_named(pictures):
+    (pictures / "0.png").write_bytes((pictures / "0.png").read_bytes()[:40])
+    with pytest.raises(UserError, match=r"0\.png: expected a picture, but it could not be read"):
+        for split in SPLITS:
+            ImageFolder(root=str(pictures), size=4).signals(split)
+
+
+def test_refuses(tmp_path, pictures):
+    with pytest.raises(UserError, match="expected a folder of pictures"):
+        ImageFolder(root=str(tmp_path / "none")).signals("train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="got 0 of the 0 below"):
+        ImageFolder(root=str(tmp_path / "empty")).signals("train")
+    with pytest.raises(UserError, match=r"expected 1000 pictures .* lower data\.num_train"):
+        ImageFolder(root=str(pictures), num_train=1000).signals("train")
+    with pytest.raises(InvalidValue, match="bits: expected 1 to 8"):
+        ImageFolder(root=str(pictures), bits=9)
