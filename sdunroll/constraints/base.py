@@ -21,6 +21,14 @@ from sdunroll.problems import Problem
 
 Form = Literal["ratio", "difference", "mean_ratio"]
 
+LARGEST_RATIO = 1e6  # of a layer that makes something of a measure of 0: large, but finite
+
+
+def _floor(before: Tensor, after: Tensor) -> Tensor:
+    """``before``, raised where "after" would be more than :data:`LARGEST_RATIO` times as large."""
+    least = (after.detach() / LARGEST_RATIO).clamp_min(torch.finfo(before.dtype).tiny)
+    return torch.maximum(before, least)
+
 
 class DescentConstraint(ABC):
     r"""One constraint a layer on the descent of a measure m; satisfied iff the slack is <= 0.
@@ -127,7 +135,7 @@ class DescentConstraint(ABC):
         if self.spare is None:
             return before.detach()
         with torch.no_grad():
-            ratio = after.mean(-1) / before.mean(-1).clamp_min(torch.finfo(before.dtype).tiny)
+            ratio = after.mean(-1) / _floor(before.mean(-1), after.mean(-1))
             descends = (ratio < self._keep(before) - self.spare).view(len(self.parts), -1)  # (P, L)
         # the first layer's input is no layer's output
         to_spare = torch.cat([torch.zeros_like(descends[:, :1]), descends[:, :-1]], 1).flatten()
@@ -139,7 +147,7 @@ class DescentConstraint(ABC):
         "before" and "after" themselves; for ``mean_ratio`` 1 and after / before.
         """
         if self.form == "mean_ratio":
-            after = after / before.clamp_min(torch.finfo(before.dtype).tiny)
+            after = after / _floor(before, after)
             before = torch.ones_like(after)
         return torch.stack([before, after])
 
@@ -176,13 +184,14 @@ class DescentConstraint(ABC):
     def slack_of(self, moments: Tensor, *, margin: float = 0.0) -> Tensor:
         """The slack of every row, constrained or not, (..., R), from mean pairs (2, ..., R).
 
-        0 / 0, a layer that stays at a measure of 0, counts as descent.
+        0 / 0, a layer that stays at a measure of 0, counts as descent; what grows from 0 counts as
+        :data:`LARGEST_RATIO` times as large.
         """
         before, after = moments
         keep = self._keep(before, margin)  # (1,) or (R,)
         if self.form == "difference":
             return after - keep * before
-        return after / before.clamp_min(torch.finfo(before.dtype).tiny) - keep
+        return after / _floor(before, after) - keep
 
     def slack_terms(self, pairs: Tensor, moments: Tensor) -> Tensor:
         """Each instance's part in the slack, (R, B), whose mean is the slack; for its spread."""
@@ -191,7 +200,7 @@ class DescentConstraint(ABC):
         terms = after - keep * before
         if self.form == "difference":
             return terms
-        return terms / moments[0][:, None].clamp_min(torch.finfo(before.dtype).tiny)
+        return terms / _floor(*moments)[:, None]
 
     def slack(
         self, problem: Problem, path: Trajectory, batch: Batch, *, margin: float = 0.0

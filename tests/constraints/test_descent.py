@@ -190,3 +190,15 @@ def test_refuses_what_does_not_fit_the_network():
 def test_batch_moves_together():
     batch = Batch(torch.zeros(2), torch.ones(2)).to("cpu")
     assert torch.equal(batch.target, torch.ones(2))
+
+
+@pytest.mark.parametrize("form", ["ratio", "mean_ratio"])
+def test_a_measure_that_grows_from_zero_is_a_large_finite_slack(form):
+    constraint = Distance(epsilon=0.1, form=form)
+    before = torch.tensor([[0.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    after = torch.tensor([[0.0, 0.0], [1.0, 2.0]], dtype=torch.float64)
+    pairs = constraint.pairs(before, after)
+    slack = constraint.slack_of(pairs.mean(-1))
+    assert slack[0].item() == pytest.approx(-0.9)
+    assert slack[1].item() == pytest.approx(1e6, rel=1e-5)
+    assert constraint.slack_terms(pairs, pairs.mean(-1)).isfinite().all()
