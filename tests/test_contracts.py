@@ -1,6 +1,7 @@
 """Contracts that every plug-in keeps: each config of each group is found, built and tried."""
 
 import dataclasses
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,9 +141,7 @@ def test_problem_baselines_approach_the_optimum(built):
     batch = built.instances("val")
     best = built.problem.objective(batch.target, batch.obs)
     for name, states in built.problem.baselines(batch.obs).items():
-        gaps = [
-            (built.problem.objective(y, batch.obs) - best).mean() for y in islice(states, 200)
-        ]
+        gaps = [(built.problem.objective(y, batch.obs) - best).mean() for y in islice(states, 200)]
         assert gaps[-1] < 0.1 * gaps[0] or len(gaps) == 1, name
         assert gaps[-1] < 0.1 * built.problem.objective(0 * batch.target, batch.obs).mean(), name
 
@@ -165,11 +164,8 @@ def overrides_of(network: str) -> list[str]:
         except ConfigCompositionException:  # settings that this network does not have
             wanted = [item for item in wanted if "network.proximal" not in item]
             config = composed(*wanted)
-        try:
+        with suppress(InvalidValue):  # another problem's network
             assemble(config, CPU)
-        except InvalidValue as error:
-            assert "take another network or problem=" in str(error)
-        else:
             return wanted
     raise AssertionError(f"no problem takes network={network}")
 
@@ -263,11 +259,11 @@ def test_constraint(choice, problem):
     constraint = experiment.constraint
     num_layers = experiment.network.num_layers
     count = num_layers * len(constraint.parts)
-    try:
-        before, after = constraint.measures(experiment.problem, path, batch)
-    except InvalidValue as error:  # a measure that this problem does not have
-        assert "take another constraint" in str(error)
+    if (choice, problem) == ("split_gradient", "lista"):  # which has no latent space
+        with pytest.raises(InvalidValue, match="take another constraint"):
+            constraint.measures(experiment.problem, path, batch)
         return
+    before, after = constraint.measures(experiment.problem, path, batch)
     assert before.shape == after.shape == (count, len(batch.obs))
     if choice != "objective" or problem == "lista":  # a gap to what is no minimum may be negative
         assert (before >= -1e-5).all()

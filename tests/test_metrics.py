@@ -24,7 +24,9 @@ def test_figures_by_hand(setting):
     found = metrics.evaluate(network, problem, Distance(), batch, seed=0)
     path = network(batch.obs, generator=generator(0, "evaluation/start"))
     for layer, y in enumerate(path.states):
-        assert torch.allclose(found.states["distance"][layer], (y - batch.target).norm(dim=1), atol=1e-6)
+        assert torch.allclose(
+            found.states["distance"][layer], (y - batch.target).norm(dim=1), atol=1e-6
+        )
         gap = problem.objective(y, batch.obs) - problem.objective(batch.target, batch.obs)
         assert torch.allclose(found.states["objective_gap"][layer], gap, atol=1e-6)
         assert torch.allclose(found.states["l1_norm"][layer], y.abs().sum(1), atol=1e-6)

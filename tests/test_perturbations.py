@@ -115,7 +115,9 @@ def test_ramp_noise_rises_from_left_to_right():
 def test_another_mask(vary, level, missing):
     problem = InverseImaging(Inpainting(size=4))
     signals = torch.rand(3, 3, 10, 10, generator=generator(0, "x"))
-    batch = MaskChange(level, vary=vary, size=4).instances(problem, signals, generator(0, "n"), None)
+    batch = MaskChange(level, vary=vary, size=4).instances(
+        problem, signals, generator(0, "n"), None
+    )
     assert (1 - batch.obs[:, -1]).sum((1, 2)).tolist() == [missing] * 3
     assert torch.equal(batch.target, signals)
     same = torch.equal(batch.obs, problem.instances(signals).obs)
@@ -123,6 +125,6 @@ def test_another_mask(vary, level, missing):
 
 
 def test_a_mask_moves_by_whole_pixels():
-    with pytest.raises(InvalidValue, match="whole numbers of pixels, got 0.5"):
+    with pytest.raises(InvalidValue, match="whole numbers of pixels"):
         MaskChange(0.5, vary="offset")
     assert MaskChange(0.5, vary="rate").level == 0.5

@@ -157,7 +157,9 @@ def test_stops_before_the_update_on_what_is_not_finite(place):
         slack = slack + torch.nan
     else:  # the square root has an infinite slope at 0
         loss = loss + (weight.sum() - weight.detach().sum()).sqrt()
-    with pytest.raises(NotFinite, match="gradient of weight is not finite" if place == "gradient" else "is"):
+    with pytest.raises(
+        NotFinite, match="gradient of weight is not finite" if place == "gradient" else "is"
+    ):
         method.primal_step(loss, slack)
     assert torch.equal(weight, before)
     multipliers = method.multipliers.clone()

@@ -111,7 +111,9 @@ class DescentConstraint(ABC):
     def rows(self, num_layers: int) -> list[int]:
         """The places of the constrained layers among the R rows, (K,)."""
         layers = self.layers(num_layers)
-        return [part * num_layers + layer - 1 for part in range(len(self.parts)) for layer in layers]
+        return [
+            part * num_layers + layer - 1 for part in range(len(self.parts)) for layer in layers
+        ]
 
     def labels(self, num_layers: int) -> list[str]:
         """A name for each row: the layer's number, after the part's name if there are several."""

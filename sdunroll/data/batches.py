@@ -8,7 +8,6 @@ from torch import Tensor
 
 from sdunroll import checks
 
-
 CHUNK = 1000  # instances evaluated at once, to bound the memory
 
 

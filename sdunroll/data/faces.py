@@ -12,13 +12,21 @@ from torch import Tensor
 from sdunroll import checks
 from sdunroll.data.base import SPLITS, Source, Split, split_counts
 
-FIRST_INDEX = {"train": 0, "val": 10**9, "test": 2 * 10**9}  # disjoint as long as splits are smaller
+FIRST_INDEX = {
+    "train": 0,
+    "val": 10**9,
+    "test": 2 * 10**9,
+}  # disjoint as long as splits are smaller
 OVERSAMPLING = 2  # pictures are drawn at this multiple of their size and averaged
 CHUNK = 500  # faces drawn at once
 
-SKIN = np.float32([[0.98, 0.84, 0.73], [0.91, 0.71, 0.56], [0.70, 0.48, 0.34], [0.42, 0.27, 0.19]])
-HAIR = np.float32([[0.09, 0.07, 0.06], [0.33, 0.20, 0.11], [0.74, 0.57, 0.30], [0.60, 0.60, 0.60]])
-IRIS = np.float32([[0.25, 0.16, 0.10], [0.30, 0.45, 0.60], [0.35, 0.45, 0.25]])
+SKIN = np.array(
+    [[0.98, 0.84, 0.73], [0.91, 0.71, 0.56], [0.70, 0.48, 0.34], [0.42, 0.27, 0.19]], np.float32
+)
+HAIR = np.array(
+    [[0.09, 0.07, 0.06], [0.33, 0.20, 0.11], [0.74, 0.57, 0.30], [0.60, 0.60, 0.60]], np.float32
+)
+IRIS = np.array([[0.25, 0.16, 0.10], [0.30, 0.45, 0.60], [0.35, 0.45, 0.25]], np.float32)
 
 
 class Faces(Source):

@@ -102,7 +102,9 @@ class ImageFolder(Source):
         for folder in (self.root, self.root.parent):
             mapping, partition = folder / MAPPING, folder / PARTITION
             if mapping.is_file() and partition.is_file():
-                parts = dict(line.split()[:2] for line in partition.read_text().splitlines() if line)
+                parts = dict(
+                    line.split()[:2] for line in partition.read_text().splitlines() if line
+                )
                 rows = [line.split() for line in mapping.read_text().splitlines()[1:] if line]
                 return {int(row[0]): PARTS[int(parts[row[2]])] for row in rows if row[2] in parts}
         return {}

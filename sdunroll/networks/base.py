@@ -75,7 +75,7 @@ class UnrolledNetwork(nn.Module, ABC):
         their own; None, the default, where all descend on the same."""
         return None
 
-    def prepare(self, obs: Tensor, generator: torch.Generator) -> None:  # noqa: B027
+    def prepare(self, obs: Tensor, generator: torch.Generator) -> None:
         """Start weights from the first batch of observations, before the first step of training; by
         default nothing does."""
 

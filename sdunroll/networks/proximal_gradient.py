@@ -37,7 +37,7 @@ class Proximal(nn.Module, ABC):
         empty where they are not known."""
         return {}
 
-    def prepare(self, v: Tensor) -> None:  # noqa: B027 - most have nothing to prepare
+    def prepare(self, v: Tensor) -> None:
         """Start from the data: v, (B, C, H, W), are what the first step will receive."""
 
     def round_trip_error(self, y: Tensor) -> Tensor | None:
@@ -186,9 +186,14 @@ class ProximalGradient(UnrolledNetwork):
 
     def problems(self) -> list[Problem]:
         """The objective of each layer: the problem's with the penalty of the layer's own flow."""
+        terms = [self._proximal(index).objective_terms() for index in range(1, self.num_layers + 1)]
         return [
-            InverseImaging(self.problem.operator, **self._proximal(index).objective_terms())
-            for index in range(1, self.num_layers + 1)
+            InverseImaging(
+                self.problem.operator,
+                penalty=own.get("penalty"),
+                latent_gradient=own.get("latent_gradient"),
+            )
+            for own in terms
         ]
 
     @torch.no_grad()

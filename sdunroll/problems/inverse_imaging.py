@@ -99,8 +99,7 @@ class InverseImaging(Problem):
         known = self.operator.known(obs)
         masks = [None] * len(obs) if known is None else [*(known[:, 0].cpu().numpy() > 0)]
         restored = [
-            self.operator.peer(picture, mask)
-            for picture, mask in zip(pictures, masks, strict=True)
+            self.operator.peer(picture, mask) for picture, mask in zip(pictures, masks, strict=True)
         ]
         return torch.from_numpy(np.stack(restored)).permute(0, 3, 1, 2).to(obs)
 

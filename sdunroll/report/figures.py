@@ -41,9 +41,7 @@ MEASURED = {
 
 
 @contextmanager
-def _figure(
-    path: Path, width: float, height: float, notice: str | None = None
-) -> Iterator[Figure]:
+def _figure(path: Path, width: float, height: float, notice: str | None = None) -> Iterator[Figure]:
     """A figure in the house style that is saved to ``path`` in the end, whole or not at all.
 
     Args:
@@ -73,8 +71,8 @@ def per_layer(metrics: dict[str, Any], folder: Path) -> None:
     """Distance, objective gap and gradient norm over the layers, ``per_layer.png``; for pictures
     distance, PSNR of the whole and of the hole, or SSIM where there is no hole.
 
-    Log axis but for PSNR and SSIM; the band is one standard deviation over the instances; the dashed line falls from y_0 as
-    the constraint demands; marks at the right are classical solvers after as many iterations.
+    Log axis but for PSNR and SSIM; the band is one standard deviation over the instances; the dashed
+    line falls from y_0 as the constraint demands; marks at the right are classical solvers after as many iterations.
     """
     layers = [row["layer"] for row in metrics["layers"]]
     panels = IMAGE_PANELS if "psnr" in metrics["layers"][0] else PANELS
@@ -107,9 +105,7 @@ def per_layer(metrics: dict[str, Any], folder: Path) -> None:
             axes.legend(fontsize=7)
 
 
-def training(
-    history: Sequence[dict[str, float]], folder: Path, notice: str | None = None
-) -> None:
+def training(history: Sequence[dict[str, float]], folder: Path, notice: str | None = None) -> None:
     """Multipliers and slacks over the epochs, a line a layer, ``training.png``."""
     if not history:
         return

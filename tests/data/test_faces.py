@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ def test_more_faces_leave_the_first_as_they_are():
 
 def test_splits_have_disjoint_indices_and_faces():
     starts = sorted(FIRST_INDEX.values())
-    assert min(later - start for start, later in zip(starts, starts[1:], strict=False)) >= 10**9
+    assert min(later - start for start, later in pairwise(starts)) >= 10**9
     faces = torch.cat([Faces(size=16, **SMALL).signals(split) for split in SPLITS]).flatten(1)
     distances = torch.cdist(faces, faces) + 1e9 * torch.eye(len(faces))
     assert distances.min() > 0.1

@@ -35,7 +35,7 @@ def test_round_trip(dtype, error, size):
     latents = flow(y)
     assert sum(latent.numel() for latent in latents) == y.numel()
     assert (flow.inverse(latents) - y).abs().max() < error
-    assert (flow.inverse(latents[:-1] + [0 * latents[-1]]) - y).abs().max() > 0.01
+    assert (flow.inverse([*latents[:-1], 0 * latents[-1]]) - y).abs().max() > 0.01
 
 
 def test_log_determinant_against_autograd():
@@ -45,7 +45,9 @@ def test_log_determinant_against_autograd():
     jacobian = torch.autograd.functional.jacobian(
         lambda flat: torch.cat([z.flatten() for z in flow(flat.view(shape))]), y.flatten()
     )
-    assert torch.linalg.slogdet(jacobian)[1].item() == pytest.approx(flow.log_det(y).item(), abs=1e-9)
+    assert torch.linalg.slogdet(jacobian)[1].item() == pytest.approx(
+        flow.log_det(y).item(), abs=1e-9
+    )
 
 
 def test_mix_is_the_convolution_of_normflows():

@@ -91,7 +91,7 @@ def test_a_mask_from_a_picture(tmp_path):
     operator = Inpainting(mask=str(tmp_path / "mask.png"))
     obs = operator.observe(draw(2, 3, 6, 6), generator(0, "m"))
     assert torch.equal(obs[0, -1], torch.from_numpy(pixels / 255))
-    with pytest.raises(InvalidValue, match="expected a picture of 8 x 8 pixels.* got 6 x 6"):
+    with pytest.raises(InvalidValue, match=r"expected a picture of 8 x 8 pixels.* got 6 x 6"):
         operator.observe(draw(2, 3, 8, 8), generator(0, "m"))
 
 

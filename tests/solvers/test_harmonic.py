@@ -47,4 +47,6 @@ def test_a_plane_is_continued_and_known_pixels_stay():
 
 
 def test_without_any_known_pixel_it_is_zero():
-    assert torch.equal(harmonic_fill(torch.ones(1, 3, 5, 5), torch.zeros(1, 1, 5, 5)), torch.zeros(1, 3, 5, 5))
+    assert torch.equal(
+        harmonic_fill(torch.ones(1, 3, 5, 5), torch.zeros(1, 1, 5, 5)), torch.zeros(1, 3, 5, 5)
+    )
