@@ -3,9 +3,11 @@
     python scripts/reproduce_glow_prox.py [--jobs 2] [--only base] [--seeds 0 1 2]
 
 Calls the `sdunroll` commands that it prints, into outputs/glow_prox/; what is done there is not done
-again. Writes outputs/reference/glow_prox.md, glow_prox.json and glow_prox.png.
+again. Writes outputs/reference/glow_prox.md, glow_prox.json, glow_prox.png and
+glow_prox_faces.png.
 """
 
+import shutil
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -195,6 +197,9 @@ def main() -> None:
     write("glow_prox", found, table(found))
     if {"constrained", "standard"} <= set(found):
         picture(found, REFERENCE / "glow_prox.png")
+        first = next(iter(finished(RUNS, PARTS["base"][0]).values()))
+        shown = first / "eval" / "figures" / "reconstructions.png"
+        shutil.copy(shown, REFERENCE / "glow_prox_faces.png")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import sdunroll as package
 from sdunroll import cli
-from tests.conftest import TINY
+from sdunroll.randomness import generator
+from tests.conftest import TINY, TINY_OF
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -150,6 +152,27 @@ def test_the_constraint_and_the_perturbation_of_the_readme(sdunroll, tmp_path):
     done = sdunroll("perturb", *own, f"run={outcome.run}", "perturbation=dropout", "levels=[0,0.5]")
     assert done.status == 0, done.err
     assert (outcome.run / "perturb" / "dropout.json").exists()
+
+
+def test_the_operator_of_the_readme(sdunroll, tmp_path):
+    """Its adjoint too, since the text says that A is its own."""
+    folder = tmp_path / "work"
+    (code,) = [block for block in blocks("python") if block.startswith("# my_operator.py")]
+    (folder / "my_operator.py").write_text(code)
+    (config,) = [block for block in blocks("yaml") if "my_operator." in block]
+    (folder / "my_configs" / "operator").mkdir(parents=True)
+    (folder / "my_configs" / "operator" / "super_resolution.yaml").write_text(config)
+    kept = [item for item in TINY_OF["glow_prox"] if not item.startswith("operator")]
+    own = ["--config-dir", "my_configs", "operator=super_resolution"]
+    outcome = sdunroll("train", *kept, *own)
+    assert outcome.status == 0, outcome.err
+    assert sdunroll("eval", f"run={outcome.run}").status == 0
+    namespace = {}
+    exec(code, namespace)
+    operator = namespace["SuperResolution"]()
+    y, x = torch.rand(2, 2, 3, 6, 6, generator=generator(0, "x"), dtype=torch.float64)
+    left, right = (operator(y, y) * x).sum(), (y * operator.adjoint(x, x)).sum()
+    assert left.item() == pytest.approx(right.item())
 
 
 def test_the_overrides_of_the_readme_exist():

@@ -76,7 +76,8 @@ class Operator(nn.Module, ABC):
         """A first guess of the image, (B, C, H, W): the measurement, holes filled harmonically."""
         return self.measurement(obs)
 
-    def _noisy(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def add_noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """x with white noise of the operator's level, drawn for each picture from its range."""
         low, high = self.noise
         if high == 0:
             return x
@@ -93,7 +94,7 @@ class Denoising(Operator):
         super().__init__(noise=noise, seed=seed)
 
     def observe(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        return self._noisy(images, generator)
+        return self.add_noise(images, generator)
 
     def forward(self, y: Tensor, obs: Tensor) -> Tensor:
         return y
@@ -130,7 +131,7 @@ class Deblurring(Operator):
         self.register_buffer("kernel", (line / line.sum()).float())
 
     def observe(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        return self._noisy(self(images, images), generator)
+        return self.add_noise(self(images, images), generator)
 
     def forward(self, y: Tensor, obs: Tensor) -> Tensor:
         radius = len(self.kernel) // 2
@@ -202,7 +203,7 @@ class Inpainting(Operator):
     def observe(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """(B, C + 1, H, W): the known pixels, 0 in the holes; 1 where known in the last channel."""
         known = self._masks(images.shape, generator)
-        return torch.cat([self._noisy(images, generator) * known, known], 1)
+        return torch.cat([self.add_noise(images, generator) * known, known], 1)
 
     def forward(self, y: Tensor, obs: Tensor) -> Tensor:
         return y * obs[:, -1:]

@@ -72,7 +72,8 @@ def per_layer(metrics: dict[str, Any], folder: Path) -> None:
     distance, PSNR of the whole and of the hole, or SSIM where there is no hole.
 
     Log axis but for PSNR and SSIM; the band is one standard deviation over the instances; the dashed
-    line falls from y_0 as the constraint demands; marks at the right are classical solvers after as many iterations.
+    line falls from y_0 as the constraint demands; marks at the right are classical solvers, after as
+    many iterations.
     """
     layers = [row["layer"] for row in metrics["layers"]]
     panels = IMAGE_PANELS if "psnr" in metrics["layers"][0] else PANELS
