@@ -164,7 +164,7 @@ def test_the_operator_of_the_readme(sdunroll, tmp_path):
     (folder / "my_configs" / "operator" / "super_resolution.yaml").write_text(config)
     kept = [item for item in TINY_OF["glow_prox"] if not item.startswith("operator")]
     own = ["--config-dir", "my_configs", "operator=super_resolution"]
-    outcome = sdunroll("train", *kept, *own)
+    outcome = sdunroll("train", *own, *kept)
     assert outcome.status == 0, outcome.err
     assert sdunroll("eval", f"run={outcome.run}").status == 0
     namespace = {}

@@ -51,12 +51,12 @@ class Mix(Invertible):
 
     def forward(self, h: Tensor) -> Tensor:
         weight = self._weight()
-        return functional.conv2d(h, weight[..., None, None], weight @ self.bias)
+        return _mix_channels(h, weight, weight @ self.bias)
 
     def inverse(self, h: Tensor) -> Tensor:
         # in float64, so that the round trip stays at the rounding error of the activations
         weight = torch.linalg.inv(self._weight().double()).to(h.dtype)
-        return functional.conv2d(h, weight[..., None, None], -self.bias)
+        return _mix_channels(h, weight, -self.bias)
 
     def log_det(self, h: Tensor) -> Tensor:
         per_pixel = (self.log_diagonal + self.log_scale).sum()
@@ -68,6 +68,12 @@ class Mix(Invertible):
         std, mean = torch.std_mean(h.transpose(0, 1).flatten(1), dim=1)
         self.bias.copy_(-mean)
         self.log_scale.copy_(-std.clamp_min(1e-3).log())
+
+
+def _mix_channels(h: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
+    """The 1x1 convolution weight h + shift, as a matrix product: faster for so few channels."""
+    each = weight.expand(len(h), -1, -1)  # (B, C, C)
+    return torch.baddbmm(shift[:, None], each, h.flatten(2)).view(h.shape)
 
 
 class Coupling(Invertible):
