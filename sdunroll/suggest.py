@@ -75,6 +75,8 @@ def known_keys(configs: Path, command: str) -> dict[str, list[str]]:
         if group.startswith("override"):
             continue
         keys[group] = []
+        if group == "experiment":  # settings of keys that belong to others
+            continue
         for path in sorted((configs / group).glob("*.yaml")):
             text = path.read_text(encoding="utf-8")
             config = OmegaConf.create(text)

@@ -145,9 +145,16 @@ def seed_of(config: DictConfig, run: Run) -> int:
 
 
 @contextmanager
-def log_to(path: Path) -> Iterator[None]:
-    """Log to ``path`` as well; an exception that passes leaves its traceback there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def log_to(folder: Path, name: str) -> Iterator[None]:
+    """Log to ``name`` in a run directory as well; an exception that passes leaves its traceback there.
+
+    Nothing is written into a folder that is no run's.
+    """
+    if not (folder / "config.yaml").is_file():
+        yield
+        return
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
     logger = logging.getLogger()

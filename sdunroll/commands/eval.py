@@ -19,10 +19,10 @@ SHOWN = 6  # signals in the picture of reconstructions
 
 def main(config: DictConfig) -> None:
     """Evaluate the run in ``config.run`` and write ``eval/`` into it."""
-    device = set_up_torch(config)
-    run, experiment = load_best(config.run, device)
-    seed = seed_of(config, run)
-    with log_to(run.folder / "eval" / "eval.log"):
+    with log_to(Path(config.run), "eval/eval.log"):
+        device = set_up_torch(config)
+        run, experiment = load_best(config.run, device)
+        seed = seed_of(config, run)
         test = experiment.instances("test")
         measured = metrics.evaluate(
             experiment.network, experiment.problem, experiment.constraint, test, seed=seed

@@ -27,15 +27,15 @@ from sdunroll.runs import Run
 
 def main(config: DictConfig) -> None:
     """Perturb the run in ``config.run`` and write ``perturb/NAME.json`` into it."""
-    levels = _levels(config.levels)
-    disturbances = [instantiate(config, "perturbation", level=level) for level in levels]
-    device = set_up_torch(config)
-    run, experiment = load_best(config.run, device)
-    other = None if config.against is None else load_best(config.against, device)
-    if other is not None:
-        _check_comparable(experiment, other[1], config.against)
-    seed = seed_of(config, run)
-    with log_to(run.folder / "perturb" / "perturb.log"):
+    with log_to(Path(config.run), "perturb/perturb.log"):
+        levels = _levels(config.levels)
+        disturbances = [instantiate(config, "perturbation", level=level) for level in levels]
+        device = set_up_torch(config)
+        run, experiment = load_best(config.run, device)
+        other = None if config.against is None else load_best(config.against, device)
+        if other is not None:
+            _check_comparable(experiment, other[1], config.against)
+        seed = seed_of(config, run)
         perturb = partial(_perturb, disturbances=disturbances, seed=seed)
         result = {
             "perturbation": config.name,
@@ -165,6 +165,7 @@ def _row(
     return {
         "level": disturbance.level,
         **{name: row["mean"] for name, row in zip(names, rows, strict=True)},
+        "health": measured.health,
         "descent_frequency": (measured.after < measured.before).double().mean(1).tolist(),
         "ci95": {name: row["ci95"] for name, row in zip(names, rows, strict=True)},
     }

@@ -27,11 +27,19 @@ class Trajectory:
         received: what each layer received, (L, B, ...); None if that was y_0 .. y_{L-1} unperturbed.
         problems: the problem whose objective each layer descends on, (L,); None if that is the same
             for all.
+        final: y_L, (B, ...), by itself: the gradient of a loss on it alone need not pass the stack of
+            all states; ``states[-1]`` if it is not given.
     """
 
     states: Tensor
     received: Tensor | None = None
     problems: Sequence[Problem] | None = None
+    final: Tensor | None = None
+
+    @property
+    def output(self) -> Tensor:
+        """y_L, (B, ...)."""
+        return self.states[-1] if self.final is None else self.final
 
     @property
     def inputs(self) -> Tensor:
@@ -97,5 +105,5 @@ class UnrolledNetwork(nn.Module, ABC):
             y = self.layer(index, y, shared)
             states.append(y)
         return Trajectory(
-            torch.stack(states), torch.stack(received) if received else None, self.problems()
+            torch.stack(states), torch.stack(received) if received else None, self.problems(), y
         )

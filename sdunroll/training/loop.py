@@ -181,7 +181,7 @@ class Training:
         """One primal step; the loss and the moments it saw, detached."""
         noise = self.settings.noise.between_layers(self.problem, batch.obs, self.noise_rng)
         path = self.network(batch.obs, generator=self.start_rng, perturb=noise)
-        loss = half_squared_distance(path.states[-1], batch.target).mean()
+        loss = half_squared_distance(path.output, batch.target).mean()
         with torch.set_grad_enabled(len(self.primal_dual.multipliers) > 0):
             moments = self.constraint.moments(self.problem, path, batch)
         slack = self.constraint.slack_of(moments, margin=self.constraint.margin)
@@ -220,7 +220,7 @@ class Training:
         finals, moments = [], []
         for batch in self.val.split(CHUNK):
             path = self.network(batch.obs, generator=rng)
-            finals.append(distance(path.states[-1], batch.target))
+            finals.append(distance(path.output, batch.target))
             share = len(batch.obs) / len(self.val.obs)
             moments.append(share * self.constraint.moments(self.problem, path, batch))
         final = torch.cat(finals)

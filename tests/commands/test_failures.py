@@ -28,7 +28,7 @@ def check(outcome, *parts):
         (["epsilon=0.1"], ["epsilon: no such key", "did you mean constraint.epsilon?"]),
         (["epochs=3"], ["error: epochs: no such key; did you mean training.epochs?"]),
         (["dual.rate=0.1"], ["dual.rate: belongs to dual=ascent"]),
-        (["data=synthetic"], ["data.size: belongs to data=faces or data=photos"]),
+        (["data=synthetic"], ["data.size: belongs to data=faces or data=image_folder or data=photos"]),
         (["network.layers=3"], ["network.layers", "did you mean network.num_layers?"]),
         (["constraned=true"], ["did you mean constrained?"]),
         (["network=listo"], ["network: expected one of", "lista", "did you mean network=lista?"]),
@@ -131,7 +131,9 @@ def test_a_folder_without_a_run(sdunroll, tmp_path):
 def test_a_damaged_run(sdunroll, run, name, damage, parts):
     damage(run / name)
     check(sdunroll("eval", f"run={run}"), *parts)
-    assert not (run / "eval").exists()
+    (log,) = (run / "eval").iterdir()  # the traceback, and nothing else
+    assert log.name == "eval.log"
+    assert "Traceback" in log.read_text()
 
 
 def test_a_run_of_another_version(sdunroll, run):
