@@ -28,7 +28,10 @@ def check(outcome, *parts):
         (["epsilon=0.1"], ["epsilon: no such key", "did you mean constraint.epsilon?"]),
         (["epochs=3"], ["error: epochs: no such key; did you mean training.epochs?"]),
         (["dual.rate=0.1"], ["dual.rate: belongs to dual=ascent"]),
-        (["data=synthetic"], ["data.size: belongs to data=faces or data=image_folder or data=photos"]),
+        (
+            ["data=synthetic"],
+            ["data.size: belongs to data=faces or data=image_folder or data=photos"],
+        ),
         (["network.layers=3"], ["network.layers", "did you mean network.num_layers?"]),
         (["constraned=true"], ["did you mean constrained?"]),
         (["network=listo"], ["network: expected one of", "lista", "did you mean network=lista?"]),
