@@ -8,11 +8,15 @@ glow_prox_faces.png.
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from studies import REFERENCE, Study, finished, make_all, markdown, origin, read, write
+
+Run = dict[str, Any]
+Found = dict[str, dict[int, Run]]
 
 RUNS = Path("outputs/glow_prox")
 CONSTRAINED = ["problem=glow_prox", "constrained=true"]
@@ -90,7 +94,7 @@ SHOWN = {
 }
 
 
-def figures(folder: Path) -> dict[str, Any]:
+def figures(folder: Path) -> Run:
     """What the tables need of one run."""
     summary, metrics = read(folder, "summary.json"), read(folder, "eval/metrics.json")
     levels = {
@@ -118,36 +122,53 @@ def figures(folder: Path) -> dict[str, Any]:
     }
 
 
-def table(found: dict[str, dict[int, dict[str, Any]]]) -> str:
-    """Markdown, a row a setting, means over the seeds."""
+def quality_table(found: Found) -> str:
+    """Markdown, a row a setting, means over the seeds: descent and PSNR after each layer."""
     header = ["network", "seeds", "feasible", "worst slack", "PSNR after each layer"]
     header += ["PSNR in the hole after each layer", "biharmonic", "harmonic fill"]
-    titles = {name: name.replace("_", " ").replace(" fading", "") for name in SHOWN}
-    header += [f"{titles[name]} {level:g}" for name, levels in SHOWN.items() for level in levels]
     lines = [header]
     for name, runs in found.items():
         rows = list(runs.values())
-
-        def each_layer(key: str, rows: list[dict[str, Any]] = rows) -> str:
-            columns = zip(*(row[key] for row in rows), strict=True)
-            return " ".join(f"{mean(column):.2f}" for column in columns)
-
         cells = [name.replace("_", " "), str(len(rows))]
         cells += [f"{sum(row['feasible'] for row in rows)} of {len(rows)}"]
         cells += [f"{max(row['worst_slack'] for row in rows):+.3f}"]
-        cells += [each_layer("psnr"), each_layer("hole_psnr")]
+        for key in ("psnr", "hole_psnr"):
+            columns = zip(*(row[key] for row in rows), strict=True)
+            cells.append(" ".join(f"{mean(column):.2f}" for column in columns))
         for peer in ("biharmonic", "harmonic fill"):
             cells.append(f"{mean(row['baselines'][peer] for row in rows):.2f}")
-        for perturbation, levels in SHOWN.items():
-            for level in levels:
-                values = [row["levels"].get(perturbation, {}).get(f"{level:g}") for row in rows]
-                known = [value["hole_psnr"] for value in values if value]
-                cells.append(f"{mean(known):.2f}" if known else "")
         lines.append(cells)
     return markdown(lines)
 
 
-def picture(found: dict[str, dict[int, dict[str, Any]]], path: Path) -> None:
+def robustness_table(found: Found) -> str:
+    """Markdown, a row a setting: PSNR in the hole at the levels of each perturbation, means over the
+    seeds; in brackets the mean difference to the standard network of the same setting and seed."""
+    columns = [(name, f"{level:g}") for name, levels in SHOWN.items() for level in levels]
+    titles = [f"{name.replace('_', ' ').replace(' fading', '')} {level}" for name, level in columns]
+    lines = [["network", "undisturbed", *titles]]
+    for name, runs in found.items():
+        peers = found.get(name.replace("constrained", "standard"), {}) if "constr" in name else {}
+        cells = [name.replace("_", " "), _mean_of(runs, peers, lambda run: run["hole_psnr"][-1])]
+        for perturbation, level in columns:
+            known = {seed: run for seed, run in runs.items() if perturbation in run["levels"]}
+
+            def value(run: Run, key: str = perturbation, level: str = level) -> float:
+                return run["levels"][key][level]["hole_psnr"]
+
+            cells.append(_mean_of(known, peers, value) if known else "")
+        lines.append(cells)
+    return markdown(lines)
+
+
+def _mean_of(runs: dict[int, Run], peers: dict[int, Run], value: Callable[[Run], float]) -> str:
+    """The mean over the seeds and, in brackets, that of the differences to the peers."""
+    text = f"{mean(value(run) for run in runs.values()):.2f}"
+    gains = [value(run) - value(peers[seed]) for seed, run in runs.items() if seed in peers]
+    return f"{text} ({mean(gains):+.2f})" if gains else text
+
+
+def picture(found: Found, path: Path) -> None:
     """PSNR after each layer, and in the hole under layer noise: means and ranges over the seeds."""
     from matplotlib.figure import Figure
 
@@ -189,12 +210,12 @@ def picture(found: dict[str, dict[int, dict[str, Any]]], path: Path) -> None:
 
 def main() -> None:
     make_all(RUNS, PARTS, __doc__ or "")
-    found: dict[str, dict[int, dict[str, Any]]] = {}
+    found: Found = {}
     for part in PARTS.values():
         for one in part:
             if runs := finished(RUNS, one):
                 found[one.name] = {seed: figures(folder) for seed, folder in runs.items()}
-    write("glow_prox", found, table(found))
+    write("glow_prox", found, f"{quality_table(found)}\n\n{robustness_table(found)}")
     if {"constrained", "standard"} <= set(found):
         picture(found, REFERENCE / "glow_prox.png")
         first = next(iter(finished(RUNS, PARTS["base"][0]).values()))

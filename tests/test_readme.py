@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -12,10 +13,16 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_table_of_results_is_the_one_that_the_script_wrote():
-    table = (ROOT / "outputs" / "reference" / "lista.md").read_text().strip()
-    assert table in README
-    assert (ROOT / "outputs" / "reference" / "lista.png").is_file()
+@pytest.mark.parametrize("name", ["lista", "glow_prox"])
+def test_the_tables_of_results_are_those_that_the_scripts_wrote(name):
+    tables = (ROOT / "outputs" / "reference" / f"{name}.md").read_text().strip().split("\n\n")
+    assert all(table in README for table in tables)
+
+
+def test_every_picture_is_there():
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
+    assert len(pictures) >= 3
+    assert all((ROOT / picture).is_file() for picture in pictures)
 
 
 def test_the_two_commands_stand_as_they_are():

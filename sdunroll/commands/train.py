@@ -146,18 +146,17 @@ def _train(training: Training, experiment: Experiment, run: Run) -> None:
     ) as bar:
         for epoch in training.run():
             _save(training, experiment, run, epoch, labels)
-            worst = max(training.demanded, key=epoch.val_slack.__getitem__)
-            label = labels[worst]
+            worst, label = epoch.val_slack[epoch.worst_row], labels[epoch.worst_row]
             log.debug(
                 "epoch %d: loss %.4g, validation %.4g, worst slack %+.3f (layer %s)",
                 epoch.epoch,
                 epoch.train_loss,
                 epoch.val_loss,
-                epoch.val_slack[worst],
+                worst,
                 label,
             )
             bar.set_postfix_str(
-                f"loss {epoch.train_loss:.4g}, worst slack {epoch.val_slack[worst]:+.3f} "
+                f"loss {epoch.train_loss:.4g}, worst slack {worst:+.3f} "
                 f"(layer {label})"
             )
             bar.update()
@@ -192,7 +191,7 @@ def _history_row(epoch: Epoch, labels: list[str]) -> dict[str, Any]:
         **{f"multiplier_{label}": value for label, value in multipliers},
         "lr": epoch.lr,
         "seconds": epoch.seconds,
-        "val_worst_slack": max(epoch.val_slack),
+        "val_worst_slack": epoch.val_slack[epoch.worst_row],
         "feasible": int(epoch.feasible),
         "best": int(epoch.best),
     }

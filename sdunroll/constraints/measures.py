@@ -96,5 +96,10 @@ class ObjectiveGap(DescentConstraint):
     name = "objective"
 
     def measure(self, problem: Problem, y: Tensor, batch: Batch) -> Tensor:
+        if isinstance(problem, InverseImaging):
+            raise checks.InvalidValue(
+                "constraint: the objective gap expects targets that minimise the objective, got clean "
+                "pictures; take constraint=objective_value or another constraint"
+            )
         best = problem.objective(batch.target, batch.obs)  # (B,)
         return problem.objective(y, batch.obs) - best

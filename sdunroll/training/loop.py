@@ -37,6 +37,7 @@ class Epoch:
         multipliers: of every row after the epoch, 0 where unconstrained, (R,).
         val_loss, val_distance: mean loss and mean final distance on the validation split.
         val_slack: of every row on the validation split, without margin, (R,).
+        worst_row: where val_slack is largest, from the constraint's first layer on.
         feasible: whether val_slack <= 0 from the constraint's first layer on, enforced or not.
         best: whether this is the best epoch so far.
         lr: step of the last update.
@@ -50,6 +51,7 @@ class Epoch:
     val_loss: float
     val_distance: float
     val_slack: list[float]
+    worst_row: int
     feasible: bool
     best: bool
     lr: float
@@ -133,7 +135,8 @@ class Training:
             self.primal_dual.dual_step(slack[self.constrained])
         self.epochs_done += 1
         slacks = val_slack.tolist()
-        worst = max((slacks[row] for row in self.constrained), default=-1.0)
+        worst_row = max(self.demanded, key=slacks.__getitem__)
+        worst = slacks[worst_row] if self.constrained else -1.0
         # feasible with the margin first: what holds by a margin here holds on other data as well
         rank = 0 if worst + self.constraint.margin <= 0 else 1 if worst <= 0 else 2
         key = (rank, val_loss)
@@ -150,7 +153,8 @@ class Training:
             val_loss=val_loss,
             val_distance=val_distance,
             val_slack=slacks,
-            feasible=all(slacks[row] <= 0 for row in self.demanded),
+            worst_row=worst_row,
+            feasible=slacks[worst_row] <= 0,
             best=best,
             lr=lr,
             seconds=time.perf_counter() - began,
