@@ -31,7 +31,7 @@ from sdunroll.perturbations import LayerNoise
 from sdunroll.primal_dual import ProportionalIntegral
 from sdunroll.problems import SparseCoding
 from sdunroll.randomness import generator
-from sdunroll.training import EndToEnd, Training
+from sdunroll.training import Training, TrainingSettings
 
 SIZES = ((256, 307, 10, 256), (1024, 1228, 10, 512))  # features, atoms, layers, batch
 PLAIN_SHARE = 16  # the plain version's Jacobians are timed on this part of the batch, and scaled
@@ -48,7 +48,7 @@ def make(features: int, atoms: int, batch: int) -> tuple[SparseCoding, Batch]:
 
 def our_step(problem: SparseCoding, batch: Batch, layers: int, constraint: type) -> Callable:
     """A constrained training step as `sdunroll train` takes it."""
-    settings = EndToEnd(
+    settings = TrainingSettings(
         epochs=1,
         batch_size=len(batch.obs),
         lr=1e-6,

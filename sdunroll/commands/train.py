@@ -139,12 +139,16 @@ def _go_on(config: DictConfig) -> tuple[Training, Experiment, Run]:
 
 def _train(training: Training, experiment: Experiment, run: Run) -> None:
     """Train to the end, saving after each epoch."""
-    total = training.settings.epochs
     labels = experiment.constraint.labels(training.network.num_layers)
+    steps, total = len(training.loader), training.settings.epochs
     with tqdm(
-        total=total, initial=training.epochs_done, unit="epoch", desc="train", disable=None
+        total=total * steps,
+        initial=training.epochs_done * steps,
+        unit="step",
+        desc="train",
+        disable=None,
     ) as bar:
-        for epoch in training.run():
+        for epoch in training.run(bar.update):
             _save(training, experiment, run, epoch, labels)
             worst, label = epoch.val_slack[epoch.worst_row], labels[epoch.worst_row]
             log.debug(
@@ -156,10 +160,9 @@ def _train(training: Training, experiment: Experiment, run: Run) -> None:
                 label,
             )
             bar.set_postfix_str(
-                f"loss {epoch.train_loss:.4g}, worst slack {worst:+.3f} "
-                f"(layer {label})"
+                f"epoch {epoch.epoch} of {total}: loss {epoch.train_loss:.4g}, "
+                f"worst slack {worst:+.3f} (layer {label})"
             )
-            bar.update()
 
 
 def _save(

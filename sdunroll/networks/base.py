@@ -92,18 +92,34 @@ class UnrolledNetwork(nn.Module, ABC):
         return {}
 
     def forward(
-        self, obs: Tensor, *, generator: torch.Generator, perturb: Perturb | None = None
+        self,
+        obs: Tensor,
+        *,
+        generator: torch.Generator,
+        perturb: Perturb | None = None,
+        depth: int | None = None,
     ) -> Trajectory:
-        """Run all layers on x, (B, ...); ``perturb`` acts on y_0 .. y_{L-1} before the next layer."""
+        """Run the layers on x, (B, ...), and return their trajectory.
+
+        Args:
+            generator: of the start.
+            perturb: acts on y_0 .. y_{L-1} before the next layer.
+            depth: the last layer to run, L by default.
+        """
+        depth = self.num_layers if depth is None else depth
         shared = self.precompute(obs)
+        problems = self.problems()
         y = self.initial(obs, generator)
         states, received = [y], []
-        for index in range(1, self.num_layers + 1):
+        for index in range(1, depth + 1):
             if perturb is not None:
                 y = perturb(index - 1, y)
                 received.append(y)
             y = self.layer(index, y, shared)
             states.append(y)
         return Trajectory(
-            torch.stack(states), torch.stack(received) if received else None, self.problems(), y
+            torch.stack(states),
+            torch.stack(received) if received else None,
+            None if problems is None else problems[:depth],
+            y,
         )

@@ -1,6 +1,8 @@
 """The epoch loop and its schedules."""
 
-from sdunroll.training.end_to_end import EndToEnd
-from sdunroll.training.loop import Epoch, Training, half_squared_distance
+from sdunroll.training.epoch import Epoch, half_squared_distance
+from sdunroll.training.loop import Training
+from sdunroll.training.schedules import Stage, stages
+from sdunroll.training.settings import TrainingSettings
 
-__all__ = ["EndToEnd", "Epoch", "Training", "half_squared_distance"]
+__all__ = ["Epoch", "Stage", "Training", "TrainingSettings", "half_squared_distance", "stages"]

@@ -5,64 +5,39 @@ Legend: L layers, R rows of the constraint (L times its parts, mostly 1), K of t
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sdunroll import checks
 from sdunroll.constraints import DescentConstraint, distance
 from sdunroll.data import CHUNK, Batch, Loader
-from sdunroll.networks import Trajectory, UnrolledNetwork
+from sdunroll.networks import Perturb, Trajectory, UnrolledNetwork
 from sdunroll.primal_dual import DualUpdate, NotFinite, PrimalDual
 from sdunroll.problems import Problem
 from sdunroll.randomness import generator
-from sdunroll.training.end_to_end import EndToEnd
+from sdunroll.training.epoch import Epoch, half_squared_distance
+from sdunroll.training.schedules import Stage, stages
+from sdunroll.training.settings import TrainingSettings
 
 
-def half_squared_distance(y: Tensor, target: Tensor) -> Tensor:
-    """1/2 ||y - y*||^2, (B,): the training loss at the last layer."""
-    return distance(y, target).square() / 2
+def _detached_before(layer: int, perturb: Perturb | None) -> Perturb:
+    """``perturb``, and no gradient to the layers before ``layer``."""
 
+    def detached(index: int, y: Tensor) -> Tensor:
+        y = y if perturb is None else perturb(index, y)
+        return y.detach() if index == layer - 1 else y
 
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """What one epoch came to.
-
-    Attributes:
-        epoch: from 1.
-        train_loss: mean loss over the epoch's batches.
-        slack: of every row of the constraint over the epoch, without margin, (R,).
-        multipliers: of every row after the epoch, 0 where unconstrained, (R,).
-        val_loss, val_distance: mean loss and mean final distance on the validation split.
-        val_slack: of every row on the validation split, without margin, (R,).
-        worst_row: where val_slack is largest, from the constraint's first layer on.
-        feasible: whether val_slack <= 0 from the constraint's first layer on, enforced or not.
-        best: whether this is the best epoch so far.
-        lr: step of the last update.
-        seconds: wall time.
-    """
-
-    epoch: int
-    train_loss: float
-    slack: list[float]
-    multipliers: list[float]
-    val_loss: float
-    val_distance: float
-    val_slack: list[float]
-    worst_row: int
-    feasible: bool
-    best: bool
-    lr: float
-    seconds: float
+    return detached
 
 
 class Training:
     """A training under way: network, multipliers, generators and the epochs done.
 
     Args:
-        settings: see :class:`EndToEnd`.
+        settings: see :class:`TrainingSettings`.
         network, problem: on their device.
         constraint: what is measured at each layer.
         constrained: whether the constraints are enforced (K = 0 if not).
@@ -73,7 +48,7 @@ class Training:
 
     def __init__(
         self,
-        settings: EndToEnd,
+        settings: TrainingSettings,
         *,
         network: UnrolledNetwork,
         problem: Problem,
@@ -93,9 +68,11 @@ class Training:
         # the constrained rows of a slack (R,); none for standard training, K = 0
         self.demanded = constraint.rows(network.num_layers)
         self.constrained = self.demanded if constrained else []
+        self.stages = stages(settings.stages, num_layers=network.num_layers, epochs=settings.epochs)
+        self.stage = self.stages[0]
         self.primal_dual = PrimalDual(
             parameters=network.named_parameters(),
-            optimizer=settings.optimizer(network.parameters(), lr=settings.lr),
+            optimizer=self._new_optimizer(),
             dual=dual,
             num_constraints=len(self.constrained),
             clip_norm=settings.clip_norm,
@@ -106,12 +83,21 @@ class Training:
         self.loader = Loader(
             train, batch_size=settings.batch_size, generator=generator(seed, "training/order")
         )
+        self.on_step: Callable[[], object] = lambda: None
         self.epochs_done = 0
         self.best: tuple[int, float] | None = None  # (rank, validation loss): less is better
         self.best_epoch = 0
 
-    def run(self) -> Iterator[Epoch]:
-        """Train epoch by epoch, until the end, ``stop_after`` or the loss of patience."""
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        return self.settings.optimizer(self.network.parameters(), lr=self.settings.lr)
+
+    def run(self, on_step: Callable[[], object] = lambda: None) -> Iterator[Epoch]:
+        """Train epoch by epoch, until the end, ``stop_after`` or the loss of patience.
+
+        Args:
+            on_step: called after each primal step, to show progress.
+        """
+        self.on_step = on_step
         last = self.settings.stop_after or self.settings.epochs
         while not self.finished() and self.epochs_done < last:
             yield self._epoch()
@@ -126,6 +112,8 @@ class Training:
         began = time.perf_counter()
         if self.epochs_done == 0:
             self._prepare()
+        elif self.epochs_done == self.stage.end:
+            self._next_stage()
         loss, moments, lr = self._train_epoch()
         slack = self.constraint.slack_of(moments, margin=self.constraint.margin)
         val_loss, val_distance, val_slack = self._validate()
@@ -166,28 +154,44 @@ class Training:
         rng = generator(self.seed, "training/prepare", first.device)
         self.network.prepare(first, rng)
 
+    def _next_stage(self) -> None:
+        """Go on to the next layer: with a new optimizer, since the moments of the old one would go on
+        moving the layers that are done; and best is what is best at that layer."""
+        self.stage = self._stage_at(self.epochs_done)
+        self.primal_dual.optimizer = self._new_optimizer()
+        self.best = None
+
+    def _stage_at(self, epoch: int) -> Stage:
+        """The stage of an epoch, from 0; the last one after all."""
+        return next((stage for stage in self.stages if epoch < stage.end), self.stages[-1])
+
     def _train_epoch(self) -> tuple[float, Tensor, float]:
         """Mean loss, mean moments (2, R) and last lr of one pass over the training split."""
         total_loss = total_moments = torch.zeros((), dtype=torch.float64)
         lr = 0.0
-        updates = len(self.loader) * self.settings.epochs
+        first = (self.epochs_done - self.stage.first_epoch) * len(self.loader)
+        updates = self.stage.epochs * len(self.loader)
         for step, batch in enumerate(self.loader):
-            lr = self.settings.lr_at((self.epochs_done * len(self.loader) + step) / updates)
+            lr = self.settings.lr_at((first + step) / updates)
             for group in self.primal_dual.optimizer.param_groups:
                 group["lr"] = lr
             loss, moments = self._step(batch)
             share = len(batch.obs) / len(self.loader.data.obs)
             total_loss = total_loss + share * loss.double()
             total_moments = total_moments + share * moments.double()
+            self.on_step()
         return float(total_loss), total_moments, lr
 
     def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One primal step; the loss and the moments it saw, detached."""
         noise = self.settings.noise.between_layers(self.problem, batch.obs, self.noise_rng)
-        path = self.network(batch.obs, generator=self.start_rng, perturb=noise)
+        layer = self.stage.layer
+        if self.stage.alone:
+            noise = _detached_before(layer, noise)
+        path = self.network(batch.obs, generator=self.start_rng, perturb=noise, depth=layer)
         loss = half_squared_distance(path.output, batch.target).mean()
         with torch.set_grad_enabled(len(self.primal_dual.multipliers) > 0):
-            moments = self.constraint.moments(self.problem, path, batch)
+            moments = self._moments(path, batch)
         slack = self.constraint.slack_of(moments, margin=self.constraint.margin)
         try:
             self.primal_dual.primal_step(loss, slack[self.constrained])
@@ -198,6 +202,18 @@ class Training:
             slack = self.constraint.slack_of(moments, margin=self.constraint.margin)
             self.primal_dual.dual_step(slack[self.constrained])
         return loss.detach(), moments
+
+    def _moments(self, path: Trajectory, batch: Batch) -> Tensor:
+        """The constraint's moments, (2, R); 0 for layers that are not run yet, which so count as
+        descending."""
+        depth = len(path.outputs)
+        moments = self.constraint.moments(self.problem, path, batch)
+        if depth < self.network.num_layers or self.stage.alone:
+            moments = moments.unflatten(1, (-1, depth))  # (2, P, depth)
+            if self.stage.alone:  # the layers before are fixed
+                moments = torch.cat([moments[..., :-1].detach(), moments[..., -1:]], -1)
+            moments = functional.pad(moments, (0, self.network.num_layers - depth)).flatten(1)
+        return moments
 
     def _where(self, path: Trajectory, error: NotFinite) -> str:
         finite = path.states.isfinite().flatten(1).all(1).tolist()
@@ -218,15 +234,15 @@ class Training:
 
     @torch.no_grad()
     def _validate(self) -> tuple[float, float, Tensor]:
-        """Mean loss, mean final distance and slack (R,) on the validation split, always from the
-        same y_0, without noise."""
+        """Mean loss and mean distance at the stage's layer and slack (R,) on the validation split,
+        always from the same y_0, without noise."""
         rng = generator(self.seed, "validation", self.val.obs.device)
         finals, moments = [], []
         for batch in self.val.split(CHUNK):
-            path = self.network(batch.obs, generator=rng)
+            path = self.network(batch.obs, generator=rng, depth=self.stage.layer)
             finals.append(distance(path.output, batch.target))
             share = len(batch.obs) / len(self.val.obs)
-            moments.append(share * self.constraint.moments(self.problem, path, batch))
+            moments.append(share * self._moments(path, batch))
         final = torch.cat(finals)
         slack = self.constraint.slack_of(torch.stack(moments).sum(0))
         return float(final.square().mean() / 2), float(final.mean()), slack
@@ -261,5 +277,8 @@ class Training:
         self.noise_rng.set_state(state["noise_rng"].cpu())
         self.loader.generator.set_state(state["order_rng"])
         self.epochs_done = state["epochs_done"]
+        self.stage = self._stage_at(
+            self.epochs_done - 1
+        )  # the next one begins with its first epoch
         self.best = None if state["best"] is None else tuple(state["best"])
         self.best_epoch = state["best_epoch"]

@@ -10,7 +10,7 @@ from sdunroll.networks import Lista
 from sdunroll.perturbations import LayerNoise
 from sdunroll.primal_dual import Ascent, NotFinite, ProportionalIntegral
 from sdunroll.randomness import generator
-from sdunroll.training import EndToEnd, Training, half_squared_distance
+from sdunroll.training import Training, TrainingSettings, half_squared_distance
 from tests.conftest import make_batch, make_problem
 
 PROBLEM = make_problem(dtype=torch.float32)
@@ -29,7 +29,7 @@ def make(constrained=True, dual=None, constraint=None, seed=0, **changes):
     } | changes
     network = Lista(PROBLEM, generator(seed, "weights"), num_layers=3)
     return Training(
-        EndToEnd(**settings),
+        TrainingSettings(**settings),
         network=network,
         problem=PROBLEM,
         constraint=constraint or Distance(epsilon=0.3),

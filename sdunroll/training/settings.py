@@ -1,4 +1,4 @@
-"""The settings of end-to-end training: all layers jointly, one loss on the last layer's output."""
+"""The settings of a training."""
 
 import math
 from collections.abc import Callable
@@ -8,23 +8,27 @@ import torch
 
 from sdunroll import checks
 from sdunroll.perturbations import Perturbation
+from sdunroll.training.schedules import Schedule
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 
 
-class EndToEnd:
+class TrainingSettings:
     """The settings of a :class:`Training`.
 
     Args:
+        stages: layers are trained "joint" (the paper's), "layerwise" or "incremental"; see
+            :func:`sdunroll.training.stages`.
         epochs: passes over the training split.
         batch_size: B.
         lr: primal step at the start.
-        schedule: "cosine" decays the step to 0 over all updates, "constant" does not.
+        schedule: "cosine" decays the step to 0 over the updates of each stage, "constant" does not.
         optimizer: ``(parameters, lr=) -> Optimizer``.
         noise: ``level -> Perturbation`` between the layers in training; see ``noise_level``.
         noise_level: its level; 0 for none.
         clip_norm: the Lagrangian's gradient is scaled down to this norm; None leaves it.
-        patience: stop after so many epochs without a better one; None never does.
+        patience: stop after so many epochs without a better one; None never does. Only for training
+            all layers jointly.
         stop_after: leave off after this epoch as if interrupted; None goes to the end.
     """
 
@@ -41,7 +45,15 @@ class EndToEnd:
         clip_norm: float | None = None,
         patience: int | None = None,
         stop_after: int | None = None,
+        stages: Schedule = "joint",
     ) -> None:
+        checks.choice("stages", stages, ("joint", "layerwise", "incremental"))
+        self.stages: Schedule = stages
+        if patience is not None and stages != "joint":
+            raise checks.InvalidValue(
+                f"patience: expected null for {stages} training, whose stages have a fixed length, "
+                f"got {patience}"
+            )
         self.epochs = checks.integer("epochs", epochs)
         self.batch_size = checks.integer("batch_size", batch_size)
         self.lr = checks.number("lr", lr, above=0)
@@ -55,7 +67,7 @@ class EndToEnd:
         self.stop_after = None if stop_after is None else checks.integer("stop_after", stop_after)
 
     def lr_at(self, share: float) -> float:
-        """The primal step after a share (0 .. 1) of all updates."""
+        """The primal step after a share (0 .. 1) of a stage's updates."""
         if self.schedule == "constant":
             return self.lr
         return self.lr * (1 + math.cos(math.pi * share)) / 2

@@ -1,0 +1,135 @@
+from itertools import pairwise
+
+import pytest
+import torch
+
+from sdunroll.checks import InvalidValue
+from sdunroll.training import half_squared_distance, stages
+from tests.training.test_loop import TRAIN, VAL, make, same
+
+
+@pytest.mark.parametrize("schedule", ["joint", "layerwise", "incremental"])
+@pytest.mark.parametrize(("num_layers", "epochs"), [(3, 3), (3, 7), (10, 80), (1, 1)])
+def test_stages_follow_each_other_and_sum_to_all_epochs(schedule, num_layers, epochs):
+    found = stages(schedule, num_layers=num_layers, epochs=epochs)
+    assert found[0].first_epoch == 0
+    assert sum(stage.epochs for stage in found) == found[-1].end == epochs
+    assert all(stage.epochs >= 1 for stage in found)
+    assert found[-1].layer == num_layers
+    if schedule != "joint":
+        assert [stage.layer for stage in found] == list(range(1, num_layers + 1))
+
+
+def test_fewer_epochs_than_layers_are_refused():
+    with pytest.raises(
+        InvalidValue, match="at least one a layer, 3, for layerwise training, got 2"
+    ):
+        make(stages="layerwise", epochs=2)
+    assert len(list(make(stages="layerwise", epochs=3).run())) == 3
+
+
+def weights(training):
+    """The weights by layer; of W2 the layer's own part."""
+    network = training.network
+    return [[network.w1[layer], network.theta[layer], network.w2[layer]] for layer in range(3)]
+
+
+def snapshots(training):
+    """The weights before the training and after each epoch."""
+    found = [[[w.detach().clone() for w in layer] for layer in weights(training)]]
+    for _ in training.run():
+        found.append([[w.detach().clone() for w in layer] for layer in weights(training)])
+    return found
+
+
+def moved(found):
+    """For each epoch, which layers' weights it changed."""
+    return [
+        [
+            any(not torch.equal(a, b) for a, b in zip(old, new, strict=True))
+            for old, new in zip(before, after, strict=True)
+        ]
+        for before, after in pairwise(found)
+    ]
+
+
+@pytest.mark.parametrize("constrained", [True, False])
+def test_layerwise_moves_one_layer_at_a_time(constrained):
+    training = make(constrained=constrained, stages="layerwise", epochs=6)
+    expected = [[layer == current for layer in range(3)] for current in (0, 0, 1, 1, 2, 2)]
+    assert moved(snapshots(training)) == expected
+
+
+@pytest.mark.parametrize("constrained", [True, False])
+def test_incremental_moves_the_layers_so_far(constrained):
+    training = make(constrained=constrained, stages="incremental", epochs=6)
+    expected = [[layer <= current for layer in range(3)] for current in (0, 0, 1, 1, 2, 2)]
+    assert moved(snapshots(training)) == expected
+
+
+def test_the_loss_is_that_of_the_stage_layer():
+    """The first epoch's validation loss by hand: layer 1 of 3."""
+    training = make(stages="incremental", epochs=3)
+    epoch = next(training.run())
+    rng = torch.Generator().manual_seed(0)
+    training.network.start = "zero"
+    epoch_loss, distance, _ = training._validate()
+    path = training.network(VAL.obs, generator=rng)
+    expected = half_squared_distance(path.states[1], VAL.target).mean()
+    assert epoch_loss == pytest.approx(expected.item(), rel=1e-5)
+    assert distance > 0
+    assert epoch.val_slack[1:] == pytest.approx([-0.7, -0.7])  # layers that are not run yet
+
+
+def test_every_schedule_takes_as_many_steps():
+    counts = []
+    for layers in ("joint", "layerwise", "incremental"):
+        training = make(stages=layers, epochs=6)
+        steps = 0
+        step = training.primal_dual.primal_step
+
+        def counted(loss, slack, step=step):
+            nonlocal steps
+            steps += 1
+            return step(loss, slack)
+
+        training.primal_dual.primal_step = counted
+        list(training.run())
+        counts.append(steps)
+    assert counts[0] == counts[1] == counts[2] == 6 * -(-len(TRAIN.obs) // 16)
+
+
+def test_the_step_decays_in_each_stage():
+    training = make(stages="incremental", epochs=6)
+    rates = [epoch.lr for epoch in training.run()]
+    assert rates[0] > rates[1]
+    assert rates[2] == pytest.approx(rates[0])
+    assert rates[4] == pytest.approx(rates[0])
+
+
+def test_the_best_epoch_is_one_of_the_last_stage():
+    """Even if an earlier stage had a lower loss."""
+    training = make(stages="layerwise", epochs=6, constrained=False)
+    epochs = list(training.run())
+    assert [epoch.best for epoch in epochs][::2] == [True, True, True]
+    assert training.best_epoch >= 5
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+@pytest.mark.parametrize("layers", ["layerwise", "incremental"])
+def test_resuming_within_and_between_stages_is_exact(layers, stop, tmp_path):
+    whole = make(stages=layers, epochs=6)
+    list(whole.run())
+    first = make(stages=layers, epochs=6, stop_after=stop)
+    list(first.run())
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second = make(stages=layers, epochs=6)
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    list(second.run())
+    assert same(whole.state_dict(), second.state_dict())
+
+
+def test_patience_is_for_joint_training():
+    with pytest.raises(InvalidValue, match="patience: expected null for layerwise training"):
+        make(stages="layerwise", patience=3)
+    assert make(stages="joint", patience=3).settings.patience == 3
