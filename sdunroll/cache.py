@@ -46,7 +46,7 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(head + array.tobytes()).hexdigest()
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, sync it and put it in place of ``path``.
 
     Errors: :class:`WriteError`; what stood at ``path`` before is then still there.

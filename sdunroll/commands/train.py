@@ -216,6 +216,7 @@ def _summarise(training: Training, experiment: Experiment, run: Run) -> None:
         "final_distance": float(distance.mean()),
         "final_loss": float(distance.square().mean() / 2),
         "slack": slack,
+        "worst_slack": slack[worst],
         "feasible": slack[worst] <= 0,
         "epochs": training.epochs_done,
         "best_epoch": training.best_epoch,

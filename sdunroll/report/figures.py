@@ -55,7 +55,7 @@ def _figure(path: Path, width: float, height: float, notice: str | None = None) 
         write_atomically(path, lambda target: figure.savefig(target, format="png"))
 
 
-def _log_axis(axes: Any) -> None:
+def log_axis(axes: Any) -> None:
     """A log axis with plain numbers, also at 2 and 5 times the decades."""
 
     def plain(value: float, _: int) -> str:
@@ -83,7 +83,7 @@ def per_layer(metrics: dict[str, Any], folder: Path) -> None:
             mean = np.array([row[name]["mean"] for row in metrics["layers"]])
             std = np.array([row[name]["std"] for row in metrics["layers"]])
             if name not in ("psnr", "hole_psnr", "ssim"):
-                _log_axis(axes)
+                log_axis(axes)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.plot(layers, mean, "-o", ms=3, color="C0", label="network, mean")
             floor = max(mean.min() / 10, np.finfo(float).tiny)
@@ -118,7 +118,7 @@ def training(history: Sequence[dict[str, float]], folder: Path, notice: str | No
         panels[0].plot(epochs, [row["train_loss"] for row in history], label="training")
         panels[0].plot(epochs, [row["val_loss"] for row in history], "--", label="validation")
         panels[0].set(title="loss", xlabel="epoch")
-        _log_axis(panels[0])
+        log_axis(panels[0])
         panels[0].legend(fontsize=7)
         for axes, name in zip(panels[1:], ("multiplier", "slack"), strict=True):
             for place, label in enumerate(labels):
@@ -210,7 +210,7 @@ def levels(result: dict[str, Any], path: Path) -> None:
             _plot_levels(right, rows, color, line, label, lambda row: min(row["descent_frequency"]))
         left.set(title=LEVEL_PANELS[name])
         if name == "final_distance":
-            _log_axis(left)
+            log_axis(left)
         right.set(title="share of instances that descend, worst layer", ylim=(-0.02, 1.02))
         for axes in (left, right):
             axes.set_xlabel(f"level of {result['perturbation'].replace('_', ' ')}")

@@ -1,0 +1,63 @@
+"""``sdunroll report``: tables, figures and a page over any set of runs, from their saved results."""
+
+import logging
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig
+
+from sdunroll import checks
+from sdunroll.cache import write_atomically
+from sdunroll.report import aggregate, collect, curves
+from sdunroll.report.page import page
+from sdunroll.report.writers import WRITERS, markdown
+
+log = logging.getLogger(__name__)
+
+
+def main(config: DictConfig) -> None:
+    """Gather the runs at and below ``config.runs`` and write a report directory."""
+    records = collect.find(_patterns(config.runs))
+    for record in records:
+        for note in record.notes:
+            log.warning("%s: %s", record.folder, note)
+    methods = collect.methods(records)
+    if not methods:
+        raise checks.UserError(
+            f"runs: expected at least one finished run, got {len(records)} that are not; wait for "
+            "them, or go on with `sdunroll train resume=DIR`"
+        )
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    tables = aggregate.tables(methods)
+    notices = sorted({
+        notice
+        for record in records
+        if record.metrics is not None and (notice := record.metrics.get("notice"))
+    })  # fmt: skip
+    figures = {}
+    for table in tables:
+        for ending, write in WRITERS.items():
+            _write(folder / "tables" / f"{table.name}.{ending}", write(table))
+        if table.name == "layers" or table.name.startswith("perturb_"):
+            axis = "layer" if table.name == "layers" else "level"
+            png, _ = curves.draw(table, folder / "figures", axis=axis, notices=notices)
+            figures[table.name] = png
+    _write(folder / "index.html", page(tables, figures, methods, records, notices))
+    print(markdown(tables[0]))
+    for notice in notices:
+        print(f"data: {notice}")
+    print(folder)
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
+
+
+def _patterns(given: object) -> list[str]:
+    patterns = list(given) if isinstance(given, ListConfig) else [given]
+    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+        raise checks.InvalidValue(
+            f"runs: expected a directory, a glob or a list of them, got {given!r}"
+        )
+    return [str(pattern) for pattern in patterns]

@@ -1,0 +1,215 @@
+"""Runs found on disk, gathered by setting: what a report is made of.
+
+Runs whose configurations agree but for the seed, the device, threads and paths are one method.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sdunroll.checks import UserError
+from sdunroll.runs import Run, RunError
+
+# settings that do not make another method
+OWN = ("seed", "device", "threads", "resume")
+HIDDEN = (*OWN, "training.stop_after", "hydra")  # overrides that a method's name leaves out
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run.
+
+    Attributes:
+        folder: its directory.
+        config: its configuration.
+        provenance, summary, metrics: the files of these names; None if missing.
+        perturbations: the files in ``perturb/`` by name.
+        notes: what is wrong with it, a line each.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    summary: dict[str, Any] | None = None
+    metrics: dict[str, Any] | None = None
+    perturbations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed"])
+
+    @property
+    def overrides(self) -> list[str]:
+        """What was typed, but for the seed, the machine and the place."""
+        given: list[str] = self.provenance.get("overrides", [])
+        return sorted(item for item in given if not _is_hidden(item))
+
+    @property
+    def key(self) -> str:
+        """The hash of all that makes the method."""
+        kept = {name: value for name, value in self.config.items() if name not in OWN}
+        kept["training"] = {**kept["training"], "stop_after": None}
+        kept["data"] = {name: value for name, value in kept["data"].items() if name != "root"}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Method:
+    """Runs of one setting, a seed each.
+
+    Attributes:
+        name: the overrides that tell it from the others; without any, "constrained" or "standard".
+        records: its finished runs, by seed.
+    """
+
+    name: str
+    records: list[Record]
+
+    def values(self, *path: str | int) -> list[float]:
+        """A figure of each run: what stands at ``path`` in its files, of the runs that have it."""
+        found = []
+        for record in self.records:
+            value: Any = {
+                "summary": record.summary,
+                "metrics": record.metrics,
+                "provenance": record.provenance,
+            }
+            for part in path:
+                if isinstance(value, dict):
+                    value = value.get(part)
+                elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+                    value = value[part]
+                else:
+                    value = None
+            if value is not None:
+                found.append(float(value["mean"] if isinstance(value, dict) else value))
+        return found
+
+    def levels(self, perturbation: str) -> list[float]:
+        """The levels of a perturbation that some run was disturbed at."""
+        found = [record.perturbations.get(perturbation, {}) for record in self.records]
+        return sorted({row["level"] for result in found for row in result.get("levels", [])})
+
+    def at_level(self, perturbation: str, level: float, name: str) -> list[float]:
+        """A figure of each run at one level of a perturbation, of the runs that have it."""
+        rows = [
+            row
+            for record in self.records
+            for row in record.perturbations.get(perturbation, {}).get("levels", [])
+        ]
+        return [float(row[name]) for row in rows if row["level"] == level and name in row]
+
+
+def _is_hidden(override: str) -> bool:
+    name = override.lstrip("+~").split("=")[0]
+    return any(name == hidden or name.startswith(f"{hidden}.") for hidden in HIDDEN)
+
+
+def find(patterns: Sequence[str]) -> list[Record]:
+    """The runs at and below the folders that match ``patterns``, folders or globs.
+
+    Errors: :class:`UserError` if there is none.
+    """
+    folders = sorted({folder for pattern in patterns for folder in _folders(pattern)})
+    records = [record for folder in folders if (record := _read(folder)) is not None]
+    if not records:
+        raise UserError(
+            f"runs: expected run directories at or below {', '.join(patterns)}, found none; "
+            "`sdunroll train` prints a run's directory as its last line"
+        )
+    return records
+
+
+def _folders(pattern: str) -> Iterator[Path]:
+    path = Path(pattern)
+    roots = [path] if path.exists() else sorted(Path(path.anchor or ".").glob(_relative(path)))
+    for root in roots:
+        if (root / "config.yaml").is_file():
+            yield root
+        elif root.is_dir():
+            yield from (found.parent for found in root.rglob("config.yaml"))
+
+
+def _relative(path: Path) -> str:
+    return str(path.relative_to(path.anchor)) if path.anchor else str(path)
+
+
+def _read(folder: Path) -> Record | None:
+    """The run in ``folder``; None if that is no run's; what cannot be read becomes a note."""
+    if not (folder / "provenance.json").is_file():
+        return None
+    try:
+        run = Run(folder)
+    except RunError as error:
+        return Record(folder, {"seed": -1}, {}, notes=[str(error)])
+    notes: list[str] = []
+
+    def optional(name: str) -> dict[str, Any] | None:
+        if not (folder / name).is_file():
+            return None
+        try:
+            return run.read_json(name)
+        except RunError as error:
+            notes.append(str(error))
+            return None
+
+    summary, metrics = optional("summary.json"), optional("eval/metrics.json")
+    perturbations = {
+        path.stem: found
+        for path in sorted((folder / "perturb").glob("*.json"))
+        if (found := optional(f"perturb/{path.name}")) is not None
+    }
+    if summary is None:
+        notes.append(f"not finished: {len(run.history())} of {run.config.training.epochs} epochs")
+    else:
+        best = summary["best_epoch"]
+        stale = [
+            name
+            for name, found in {"eval": metrics, **perturbations}.items()
+            if found is not None and found.get("epoch", best) != best
+        ]
+        if stale:
+            notes.append(
+                f"made with other weights than the best epoch's, and left out: {', '.join(stale)}; "
+                "call eval and perturb again"
+            )
+        metrics = None if "eval" in stale else metrics
+        perturbations = {name: got for name, got in perturbations.items() if name not in stale}
+    config = OmegaConf.to_container(run.config)
+    assert isinstance(config, dict)
+    return Record(
+        folder, {str(name): value for name, value in config.items()}, run.provenance, summary,
+        metrics, perturbations, notes,
+    )  # fmt: skip
+
+
+def methods(records: Sequence[Record]) -> list[Method]:
+    """The finished runs by method, in the order of their names."""
+    groups: dict[str, dict[int, Record]] = {}
+    for record in records:
+        if record.summary is not None:
+            groups.setdefault(record.key, {})[record.seed] = record  # of doubles, the last
+    first = {key: next(iter(group.values())) for key, group in groups.items()}
+    common = set.intersection(*(set(one.overrides) for one in first.values())) if first else set()
+    names = {
+        key: " ".join(item for item in one.overrides if item not in common)
+        or ("constrained" if one.config["constrained"] else "standard")
+        for key, one in first.items()
+    }
+    twice = {name for name in names.values() if list(names.values()).count(name) > 1}
+    return sorted(
+        (
+            Method(
+                f"{names[key]} ({key[:6]})" if names[key] in twice else names[key],
+                [group[seed] for seed in sorted(group)],
+            )
+            for key, group in groups.items()
+        ),
+        key=lambda method: method.name,
+    )

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from sdunroll.report.aggregate import Cell, Column, Table
+from sdunroll.report.writers import comma_separated, latex, markdown
+
+
+def test_a_cell_has_the_interval_of_student():
+    values = [1.0, 1.2, 1.7]
+    cell = Cell.of(values)
+    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert cell.mean - cell.half == pytest.approx(low)
+    assert cell.mean + cell.half == pytest.approx(high)
+    assert Cell.of([3.0]) == Cell(3.0, None, 1)
+    assert Cell.of([]) is None
+
+
+@pytest.fixture
+def table():
+    columns = [
+        Column("distance", [Cell(1.25, 0.5, 3), Cell(1.0, 0.125, 3), None], 2, "low"),
+        Column(
+            "psnr_x & y", [Cell(20.0, None, 1), Cell(10.0, None, 1), Cell(30.0, None, 1)], 1, "high"
+        ),
+        Column("seeds", [Cell(3, None, 1)] * 3, 0),
+    ]
+    return Table("name", "A caption.", ["a=1", "b_2", "c|d"], columns)
+
+
+def test_best(table):
+    assert [column.best() for column in table.columns] == [1, 2, None]
+    assert Column("one", [Cell(1.0, None, 1), None], better="low").best() is None
+
+
+def test_markdown(table):
+    lines = markdown(table).splitlines()
+    assert lines[2] == "| method | distance | psnr_x & y | seeds |"
+    assert lines[4] == "| a=1 | 1.25 ± 0.50 | 20.0 | 3 |"
+    assert lines[5] == "| b_2 | **1.00 ± 0.12** | 10.0 | 3 |"
+    assert lines[6] == r"| c\|d |  | **30.0** | 3 |"
+
+
+def test_csv_keeps_all_digits(table):
+    lines = comma_separated(table).splitlines()
+    assert lines[0].startswith("method,distance,distance half width,distance seeds,")
+    assert lines[2] == "b_2,1.0,0.125,3,10.0,,1,3,,1"
+    assert lines[3].startswith("c|d,,,,30.0")
+
+
+def test_latex_is_escaped(table):
+    text = latex(table)
+    assert r"psnr\_x \& y" in text
+    assert r"b\_2 & \textbf{1.00 $\pm$ 0.12} & 10.0 & 3 \\" in text
+    assert text.count("{") == text.count("}")
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
+        assert rule in text
