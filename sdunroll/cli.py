@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TextIO
 
 COMMANDS = {
     "train": "train a network, with descent constraints or without, into a run directory",
-    "eval": "measure a trained network layer by layer, beside ISTA and FISTA",
+    "eval": "measure a trained network layer by layer, beside classical solvers",
     "perturb": "disturb a trained network: noise, its start, its observations",
     "report": "tables, figures and a page over any set of runs",
 }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdunroll.constraints import DescentConstraint, distance, norm
-from sdunroll.data import CHUNK, Batch
+from sdunroll.data import Batch
 from sdunroll.networks import UnrolledNetwork
 from sdunroll.perturbations import Perturbation
 from sdunroll.problems import Problem
@@ -82,7 +82,7 @@ def evaluate(
     parts: list[dict[str, Tensor]] = []
     measured: list[Tensor] = []  # (2, L, B) each
     health: dict[str, float] = {}
-    for batch in data.split(CHUNK):
+    for batch in data.chunks():
         perturb = perturbation and perturbation.between_layers(problem, batch.obs, noise_rng)
         path = network(batch.obs, generator=start_rng, perturb=perturb)
         measured.append(torch.stack(constraint.measures(problem, path, batch)).cpu())

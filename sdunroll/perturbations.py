@@ -20,6 +20,8 @@ class Perturbation:
     A perturbation in a config is a callable ``level -> Perturbation``.
     """
 
+    replaces_observations = False  #: whether the run's own observations make no difference
+
     def __init__(self, level: float) -> None:
         self.level = checks.number("level", level, low=0)
 
@@ -125,18 +127,17 @@ class MaskChange(Perturbation):
         level: of what varies.
         vary: "offset" moves the box by level pixels, down and to the right, "size" gives it a side of
             level pixels, "rate" leaves out a share level of all pixels at random.
-        size: side of the box where it does not vary.
+        size: side of the box where it does not vary; None for that of the training.
     """
 
+    replaces_observations = True
+
     def __init__(
-        self, level: float, *, vary: Literal["offset", "size", "rate"], size: int = 12
+        self, level: float, *, vary: Literal["offset", "size", "rate"], size: int | None = None
     ) -> None:
         super().__init__(level)
-        checks.choice("vary", vary, ("offset", "size", "rate"))
-        if vary == "rate":
-            self.settings: dict[str, Any] = {"mask": "random_pixels", "rate": level}
-        else:
-            self.settings = {"mask": "box", "size": size} | {vary: _whole(level)}
+        self.vary = checks.choice("vary", vary, ("offset", "size", "rate"))
+        self.size = None if size is None else checks.integer("size", size)
 
     def instances(
         self,
@@ -145,20 +146,42 @@ class MaskChange(Perturbation):
         generator: torch.Generator,
         value_range: tuple[float, float] | None,
     ) -> Batch:
-        """Errors: :class:`checks.InvalidValue` for a problem other than inpainting."""
+        """Errors: :class:`checks.InvalidValue` for a problem other than inpainting, for a level that
+        makes no mask, and for a size that is needed and not known."""
         if not isinstance(problem, InverseImaging) or not isinstance(problem.operator, Inpainting):
             raise checks.InvalidValue(
                 "perturbation: expected a run of inpainting for another mask, got "
                 f"{type(problem).__name__}; take another perturbation"
             )
-        noise, seed = problem.operator.noise, problem.operator.seed
-        operator = Inpainting(**self.settings, noise=noise, seed=seed)
-        return InverseImaging(operator).instances(signals)
+        operator = problem.operator
+        settings: dict[str, Any] = {"noise": operator.noise, "seed": operator.seed}
+        try:
+            if self.vary == "rate":
+                other = Inpainting(mask="random_pixels", rate=self.level, **settings)
+            elif self.vary == "size":
+                other = Inpainting(size=_whole(self.level), **settings)
+            else:
+                side = self._side(operator)
+                other = Inpainting(size=side, offset=_whole(self.level), **settings)
+            return InverseImaging(other).instances(signals)
+        except checks.InvalidValue as error:
+            raise checks.InvalidValue(f"levels: at level {self.level:g}: {error}") from error
+
+    def _side(self, operator: Inpainting) -> int:
+        if self.size is not None:
+            return self.size
+        low, high = operator.sizes
+        if low != high or operator.mask not in ("box", "random_box"):
+            raise checks.InvalidValue(
+                "perturbation.size: expected the side of a box, since the run was trained on masks of "
+                "other kinds; give perturbation.size=12, for example"
+            )
+        return low
 
 
 def _whole(level: float) -> int:
     if level != int(level):
-        raise checks.InvalidValue(f"levels: expected whole numbers of pixels, got {level!r}")
+        raise checks.InvalidValue(f"expected whole numbers of pixels, got {level!r}")
     return int(level)
 
 

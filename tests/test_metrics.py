@@ -40,7 +40,7 @@ def test_chunks_make_no_difference_in_size(setting, monkeypatch):
     problem, batch, network = setting
     network.start = "zero"
     whole = metrics.evaluate(network, problem, Distance(), batch, seed=0)
-    monkeypatch.setattr(metrics, "CHUNK", 7)
+    monkeypatch.setattr("sdunroll.data.batches.CHUNK", 7)
     parts = metrics.evaluate(network, problem, Distance(), batch, seed=0)
     network.start = "random"
     assert torch.allclose(whole.states["distance"], parts.states["distance"], atol=1e-5)

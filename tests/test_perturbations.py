@@ -124,7 +124,30 @@ def test_another_mask(vary, level, missing):
     assert not same
 
 
-def test_a_mask_moves_by_whole_pixels():
-    with pytest.raises(InvalidValue, match="whole numbers of pixels"):
-        MaskChange(0.5, vary="offset")
-    assert MaskChange(0.5, vary="rate").level == 0.5
+def other_mask(level, operator=None, **settings):
+    problem = InverseImaging(operator or Inpainting(size=4))
+    signals = torch.rand(3, 3, 10, 10, generator=generator(0, "x"))
+    return MaskChange(level, **settings).instances(problem, signals, generator(0, "n"), None)
+
+
+@pytest.mark.parametrize(
+    ("level", "vary", "message"),
+    [
+        (0.5, "offset", "levels: at level 0.5: expected whole numbers of pixels"),
+        (0, "size", "levels: at level 0: size: expected a whole number"),
+        (10, "size", "levels: at level 10: operator.size: expected less than"),
+        (4, "offset", "levels: at level 4: operator.offset: expected at most 3 pixels"),
+        (1, "rate", "levels: at level 1: rate: expected a number"),
+    ],
+)
+def test_levels_that_make_no_mask_are_named(level, vary, message):
+    with pytest.raises(InvalidValue, match=message):
+        other_mask(level, vary=vary)
+
+
+def test_the_moved_box_has_the_side_of_the_training():
+    assert (1 - other_mask(1, vary="offset").obs[:, -1]).sum() == 3 * 16
+    trained = Inpainting(mask="random_box", size=[2, 5])
+    with pytest.raises(InvalidValue, match=r"perturbation\.size: expected the side of a box"):
+        other_mask(1, trained, vary="offset")
+    assert (1 - other_mask(1, trained, vary="offset", size=3).obs[:, -1]).sum() == 3 * 9

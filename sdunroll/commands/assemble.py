@@ -71,6 +71,8 @@ def instantiate(config: DictConfig, group: str, **arguments: Any) -> Any:
             place = (
                 str(error).split("full_key: ")[-1].strip() if "full_key: " in str(error) else group
             )
+            # the problem's operator is configured in a group of its own
+            place = place.replace("problem.operator", "operator")
             raise checks.InvalidValue(f"{place}.{cause}") from error
         reason = " ".join(str(cause or error).split())
         raise checks.UserError(
@@ -94,6 +96,10 @@ def set_up_torch(config: DictConfig) -> torch.device:
         raise checks.InvalidValue(
             "device: expected a CUDA device, found none that PyTorch can use; take device=cpu"
         )
+    # a flow's inverse needs all digits, and a resumed run the same bits
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
@@ -106,6 +112,11 @@ def assemble(
         config: of ``sdunroll train``.
     """
     checks.integer("seed", config.seed, low=0)
+    if config.get("operator") is not None and "operator" not in config.problem:
+        raise checks.InvalidValue(
+            "operator: expected none, since this problem observes its signals as they are; leave it "
+            "out or take problem=glow_prox"
+        )
     cache = Cache(Cache.default_folder())
     source = instantiate(config, "data")
     constraint = instantiate(config, "constraint")

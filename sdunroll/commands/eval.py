@@ -1,5 +1,6 @@
 """``sdunroll eval``: measure a trained network layer by layer."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from sdunroll import metrics
+from sdunroll import checks, metrics
 from sdunroll.commands.assemble import Experiment, load_best, log_to, seed_of, set_up_torch
 from sdunroll.data import Batch
 from sdunroll.randomness import generator
@@ -28,6 +29,12 @@ def main(config: DictConfig) -> None:
             experiment.network, experiment.problem, experiment.constraint, test, seed=seed
         )
         result = _result(experiment, test, measured, seed)
+        for name, value in measured.health.items():
+            if not math.isfinite(value):
+                raise checks.UserError(
+                    f"{name}: expected a small number, got {value}: the flow is no longer invertible in "
+                    "this precision; train with a lower training.lr"
+                )
         run.write_json("eval/metrics.json", result)
         history = run.history()
         folder = run.folder / "eval" / "figures"

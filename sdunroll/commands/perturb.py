@@ -24,6 +24,8 @@ from sdunroll.randomness import generator
 from sdunroll.report import figures, tables
 from sdunroll.runs import Run
 
+PICTURED = 100  # test pictures from which one is chosen to be shown
+
 
 def main(config: DictConfig) -> None:
     """Perturb the run in ``config.run`` and write ``perturb/NAME.json`` into it."""
@@ -34,13 +36,15 @@ def main(config: DictConfig) -> None:
         run, experiment = load_best(config.run, device)
         other = None if config.against is None else load_best(config.against, device)
         if other is not None:
-            _check_comparable(experiment, other[1], config.against)
+            targets_alone = disturbances[0].replaces_observations
+            _check_comparable(experiment, other[1], config.against, targets_alone)
         seed = seed_of(config, run)
         perturb = partial(_perturb, disturbances=disturbances, seed=seed)
         result = {
             "perturbation": config.name,
             "label": _label(run),
             "notice": experiment.source.notice,
+            "first_layer": experiment.constraint.first_layer,
             "epoch": experiment.epoch,
             **perturb(experiment),
         }
@@ -62,9 +66,12 @@ def main(config: DictConfig) -> None:
     print(f"\n{run.folder / 'perturb'}")
 
 
-def _check_comparable(experiment: Experiment, other: Experiment, against: str) -> None:
+def _check_comparable(
+    experiment: Experiment, other: Experiment, against: str, targets_alone: bool
+) -> None:
     """Errors: runs whose test instances differ, so that their distances cannot be compared."""
-    pairs = zip(experiment.instances("test"), other.instances("test"), strict=True)
+    pairs = list(zip(experiment.instances("test"), other.instances("test"), strict=True))
+    pairs = pairs[1:] if targets_alone else pairs
     if not all(one.shape == two.shape and torch.equal(one, two) for one, two in pairs):
         raise checks.InvalidValue(
             f"against: expected a run on the same data and problem, got {against} with others"
@@ -107,9 +114,9 @@ def _picture_levels(
     seed: int,
     path: Path,
 ) -> None:
-    """One picture under each level, as observed and as each network restores it; the one whose final
-    error is the median at the last level, by the first network."""
-    signals = experiments[0].source.signals("test")
+    """One picture under each level, as observed and as each network restores it; of the first
+    :data:`PICTURED` the one whose final error is the median at the last level, by the first network."""
+    signals = experiments[0].source.signals("test")[:PICTURED]
 
     def restored(experiment: Experiment, disturbance: Perturbation) -> tuple[Batch, torch.Tensor]:
         data = _disturbed(experiment, signals, disturbance, seed)
@@ -166,9 +173,17 @@ def _row(
         "level": disturbance.level,
         **{name: row["mean"] for name, row in zip(names, rows, strict=True)},
         "health": measured.health,
-        "descent_frequency": (measured.after < measured.before).double().mean(1).tolist(),
+        "descent_frequency": _descends(experiment, measured),
         "ci95": {name: row["ci95"] for name, row in zip(names, rows, strict=True)},
     }
+
+
+def _descends(experiment: Experiment, measured: metrics.LayerFigures) -> list[float]:
+    """The share of instances that descend at each layer, in all parts of the measure, (L,)."""
+    falls = (measured.after < measured.before).view(
+        len(experiment.constraint.parts), -1, measured.after.shape[1]
+    )
+    return falls.all(0).double().mean(1).tolist()
 
 
 def _label(run: Run) -> str:

@@ -127,21 +127,51 @@ class DescentConstraint(ABC):
 
     def moments(self, problem: Problem, path: Trajectory, batch: Batch) -> Tensor:
         """The batch means from which :meth:`slack_of` makes the slack, (2, R); see :meth:`pairs`."""
-        before, after = self.measures(problem, path, batch)
-        return self.pairs(self._detached(before, after), after).mean(-1)
+        if path.problems is None:
+            before, after = self.measures(problem, path, batch)
+            before = self._detached(before, after)
+        else:
+            before, after = self._own_measures(path, batch, detach=self.detach_previous)
+        return self.pairs(before, after).mean(-1)
+
+    def _has_spare(self, before: Tensor, after: Tensor, keep: Tensor) -> Tensor:
+        """Whether measures (..., B) fall by more than is demanded and ``spare``, (...)."""
+        if self.spare is None:
+            return torch.zeros(before.shape[:-1], dtype=torch.bool, device=before.device)
+        ratio = after.detach().mean(-1) / _floor(before.detach().mean(-1), after.mean(-1))
+        return ratio < keep - self.spare
 
     def _detached(self, before: Tensor, after: Tensor) -> Tensor:
         """The measure "before", (R, B), cut off from its graph as the settings say."""
         if not self.detach_previous:
             return before
-        if self.spare is None:
-            return before.detach()
-        with torch.no_grad():
-            ratio = after.mean(-1) / _floor(before.mean(-1), after.mean(-1))
-            descends = (ratio < self._keep(before) - self.spare).view(len(self.parts), -1)  # (P, L)
+        spare = self._has_spare(before, after, self._keep(before)).view(len(self.parts), -1)
         # the first layer's input is no layer's output
-        to_spare = torch.cat([torch.zeros_like(descends[:, :1]), descends[:, :-1]], 1).flatten()
-        return torch.where(to_spare[:, None], before, before.detach())
+        attached = torch.cat([torch.zeros_like(spare[:, :1]), spare[:, :-1]], 1).flatten()
+        return torch.where(attached[:, None], before, before.detach())
+
+    def _own_measures(
+        self, path: Trajectory, batch: Batch, *, detach: bool
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`measures` where each layer descends on an objective of its own.
+
+        With ``detach``, what the layer received is cut off from its graph, rather than the measure of
+        it, which depends on the layer's weights too: else a layer would seem to descend by shrinking
+        its own penalty.
+        """
+        assert path.problems is not None
+        both: list[Tensor] = []
+        attached = False  # the first layer's input is no layer's output
+        triples = zip(path.problems, path.inputs, path.outputs, strict=True)
+        for layer, (own, received, returned) in enumerate(triples):
+            if detach and not attached:
+                received = received.detach()
+            measured = self._measure(own, torch.stack([received, returned]), batch)  # (P, 2, B)
+            keep = self._keep(measured)[layer % len(self.epsilon)]
+            attached = bool(self._has_spare(measured[:, 0], measured[:, 1], keep).all())
+            both.append(measured)
+        stacked = torch.stack(both, 2)  # (P, 2, L, B)
+        return stacked[:, 0].flatten(0, 1), stacked[:, 1].flatten(0, 1)
 
     def pairs(self, before: Tensor, after: Tensor) -> Tensor:
         """What the slack averages over the instances, (2, R, B), from measures (R, B).
@@ -155,14 +185,8 @@ class DescentConstraint(ABC):
 
     def measures(self, problem: Problem, path: Trajectory, batch: Batch) -> tuple[Tensor, Tensor]:
         """The measure of what each layer received and of what it returned, (R, B) both."""
-        if path.problems is not None:  # each layer descends on an objective of its own
-            pairs = zip(path.problems, path.inputs, path.outputs, strict=True)
-            both = [
-                self._measure(own, torch.stack([before, after]), batch)  # (P, 2, B)
-                for own, before, after in pairs
-            ]
-            stacked = torch.stack(both, 2)  # (P, 2, L, B)
-            return stacked[:, 0].flatten(0, 1), stacked[:, 1].flatten(0, 1)
+        if path.problems is not None:
+            return self._own_measures(path, batch, detach=False)
         if path.received is None:
             measured = self._measure(problem, path.states, batch)  # (P, L + 1, B)
             return measured[:, :-1].flatten(0, 1), measured[:, 1:].flatten(0, 1)

@@ -1,7 +1,7 @@
 """Where observations come from."""
 
 from sdunroll.data.base import SPLITS, Source, Split
-from sdunroll.data.batches import CHUNK, Batch, Loader
+from sdunroll.data.batches import Batch, Loader
 from sdunroll.data.cifar10 import Cifar10
 from sdunroll.data.faces import Faces
 from sdunroll.data.image_folder import ImageFolder
@@ -9,7 +9,6 @@ from sdunroll.data.photos import Photos
 from sdunroll.data.synthetic import Synthetic
 
 __all__ = [
-    "CHUNK",
     "SPLITS",
     "Batch",
     "Cifar10",

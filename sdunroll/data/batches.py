@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sdunroll import checks
 
-CHUNK = 1000  # instances evaluated at once, to bound the memory
+CHUNK = 1000  # instances evaluated at once at most, to bound the memory
+CHUNK_NUMBERS = 2**20  # and numbers in their targets
 
 
 class Batch(NamedTuple):
@@ -26,8 +27,9 @@ class Batch(NamedTuple):
         """The same batch on ``device``."""
         return Batch(self.obs.to(device), self.target.to(device))
 
-    def split(self, size: int) -> "Iterator[Batch]":
-        """The same instances in parts of ``size``; the last may be smaller."""
+    def chunks(self) -> "Iterator[Batch]":
+        """The same instances in parts small enough to be evaluated at once."""
+        size = max(1, min(CHUNK, CHUNK_NUMBERS // self.target[0].numel()))
         return map(Batch, self.obs.split(size), self.target.split(size))
 
 

@@ -4,6 +4,7 @@ Legend: N pictures, C channels (1 or 3), S side of a picture in pixels.
 """
 
 import hashlib
+import logging
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from sdunroll import checks
 from sdunroll.data.base import SPLITS, Source, Split
+
+log = logging.getLogger(__name__)
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 SHARES = {"train": 0.90, "val": 0.95, "test": 1.0}  # upper ends, where no official split is known
@@ -66,12 +69,20 @@ class ImageFolder(Source):
             name.removeprefix("num_"): None if count is None else checks.integer(name, count)
             for name, count in wanted.items()
         }
+        self._read_splits: dict[Split, Tensor] = {}
 
     def signals(self, split: Split) -> Tensor:
         """(N, C, S, S) in [0, 1]."""
         checks.choice("split", split, SPLITS)
-        paths = self._paths(split)
-        with ThreadPoolExecutor(WORKERS) as pool:
+        if split not in self._read_splits:
+            self._read_splits[split] = self._read_all(self._paths(split))
+        return self._read_splits[split]
+
+    def _read_all(self, paths: list[Path]) -> Tensor:
+        from PIL import Image
+
+        with warnings.catch_warnings(), ThreadPoolExecutor(WORKERS) as pool:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             pictures = list(pool.map(self._read, paths))
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
@@ -84,40 +95,62 @@ class ImageFolder(Source):
         names = {path: path.relative_to(self.root).as_posix() for path in found}
         found.sort(key=lambda path: (_numbers(path.stem), names[path]))
         official = self._official_split()
-        if official:
-            chosen = [path for path in found if official.get(_last_number(path.stem)) == split]
+        if official:  # which lists pictures by numbers alone, not masks and the like beside them
+            found = [path for path in found if path.stem.isdigit()]
+            unlisted = [path for path in found if int(path.stem) not in official]
+            if unlisted:
+                raise checks.UserError(
+                    f"{unlisted[0]}: expected a picture that {MAPPING} lists, as {len(unlisted)} of "
+                    f"{len(found)} are not; remove them, or the list to split by a hash of the names"
+                )
+            chosen = [path for path in found if official[int(path.stem)] == split]
         else:
             chosen = [path for path in found if _by_hash(names[path]) == split]
         count = self.counts[split]
         if not chosen or (count is not None and len(chosen) < count):
             raise checks.UserError(
                 f"data.root: expected {count or 'some'} pictures ({', '.join(ENDINGS)}) in the {split} "
-                f"split, got {len(chosen)} of the {len(found)} below {self.root}; name another folder, "
-                f"or lower data.num_{split}"
+                f"split, got {len(chosen)} of the {len(found)} below {self.root}; name a folder with "
+                "more" + (f", or lower data.num_{split}" if count is not None else "")
             )
+        how = "CelebA's official split" if official else "split by a hash of the names"
+        log.info("data: %d of %d pictures for %s, %s", len(chosen), len(found), split, how)
         return chosen[:count]
 
     def _official_split(self) -> dict[int, Split]:
-        """The split of each picture by its number in CelebA-HQ; empty if the two files are not there."""
-        for folder in (self.root, self.root.parent):
-            mapping, partition = folder / MAPPING, folder / PARTITION
-            if mapping.is_file() and partition.is_file():
-                parts = dict(
-                    line.split()[:2] for line in partition.read_text().splitlines() if line
-                )
-                rows = [line.split() for line in mapping.read_text().splitlines()[1:] if line]
-                return {int(row[0]): PARTS[int(parts[row[2]])] for row in rows if row[2] in parts}
-        return {}
+        """The split of each picture by its number in CelebA-HQ; empty if the two lists are not there.
+
+        Errors: a list that is not of the form that CelebA's authors give it.
+        """
+        places = (self.root, self.root.parent)
+        mapping, partition = (
+            next((folder / name for folder in places if (folder / name).is_file()), None)
+            for name in (MAPPING, PARTITION)
+        )
+        if mapping is None or partition is None:
+            return {}
+        try:
+            lines = partition.read_text(encoding="utf-8").splitlines()
+            parts = {line.split()[0]: PARTS[int(line.split()[1])] for line in lines if line.strip()}
+            rows = mapping.read_text(encoding="utf-8").splitlines()[1:]
+            return {int(row.split()[0]): parts[row.split()[2]] for row in rows if row.strip()}
+        except (ValueError, IndexError, KeyError) as error:
+            raise checks.UserError(
+                f"{mapping} and {partition}: expected lines 'idx orig_idx orig_file' and 'file part' "
+                f"that fit together, got others ({type(error).__name__}: {error}); download them again"
+            ) from error
 
     def _read(self, path: Path) -> np.ndarray:
         """(S, S, C) float32 in [0, 1]."""
-        from PIL import Image
+        from PIL import Image, ImageOps
 
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path) as opened:
-                    picture = opened.convert("RGB" if self.color else "L")
+            with Image.open(path) as opened:
+                picture = ImageOps.exif_transpose(opened)
+                if picture.mode.startswith("I"):  # 16 bits, which convert() would clip at 255
+                    deep = np.asarray(picture, np.float64) / 257
+                    picture = Image.fromarray(deep.clip(0, 255).round().astype(np.uint8))
+                picture = picture.convert("RGB" if self.color else "L")
         except Exception as error:  # what Pillow raises on damaged files has no base of its own
             raise checks.UserError(
                 f"{path}: expected a picture, but it could not be read "
@@ -133,10 +166,6 @@ class ImageFolder(Source):
 
 def _numbers(stem: str) -> list[int]:
     return [int(digits) for digits in re.findall(r"\d+", stem)]
-
-
-def _last_number(stem: str) -> int:
-    return (_numbers(stem) or [-1])[-1]
 
 
 def _by_hash(name: str) -> Split:

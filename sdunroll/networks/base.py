@@ -65,6 +65,7 @@ class UnrolledNetwork(nn.Module, ABC):
     def __init__(self, *, num_layers: int) -> None:
         super().__init__()
         self.num_layers = checks.integer("num_layers", num_layers)
+        self.shares_weights = False  # whether training one layer alone would move another
 
     @abstractmethod
     def initial(self, obs: Tensor, generator: torch.Generator) -> Tensor:

@@ -65,9 +65,10 @@ class Mix(Invertible):
     @torch.no_grad()
     def normalise(self, h: Tensor) -> None:
         """Set the actnorm so that exp(s) (h + b) has mean 0 and variance 1 in each channel."""
-        std, mean = torch.std_mean(h.transpose(0, 1).flatten(1), dim=1)
+        std, mean = torch.std_mean(h.transpose(0, 1).flatten(1), dim=1, correction=0)
         self.bias.copy_(-mean)
-        self.log_scale.copy_(-std.clamp_min(1e-3).log())
+        constant = std < 1e-6 * (1 + mean.abs())  # nothing to normalise by
+        self.log_scale.copy_(-torch.where(constant, 1.0, std).log())
 
 
 def _mix_channels(h: Tensor, weight: Tensor, shift: Tensor) -> Tensor:

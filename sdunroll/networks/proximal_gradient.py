@@ -32,7 +32,7 @@ class Proximal(nn.Module, ABC):
     def forward(self, v: Tensor) -> Tensor:
         """prox(v), (B, C, H, W)."""
 
-    def objective_terms(self) -> dict[str, Callable[[Tensor], Tensor]]:
+    def objective_terms(self) -> dict[str, Callable[..., Tensor]]:
         """``penalty`` and ``latent_gradient`` of :class:`InverseImaging` whose proximal step this is;
         empty where they are not known."""
         return {}
@@ -83,19 +83,19 @@ class FlowProximal(Proximal):
         down, right = (-size % self.flow.period for size in y.shape[-2:])
         return functional.pad(y, (0, right, 0, down), mode="replicate") if down or right else y
 
-    def objective_terms(self) -> dict[str, Callable[[Tensor], Tensor]]:
+    def objective_terms(self) -> dict[str, Callable[..., Tensor]]:
         return {"penalty": self.penalty, "latent_gradient": self.latent_gradient}
 
-    def penalty(self, y: Tensor) -> Tensor:
-        """lambda/2 ||g(y)||^2, (B,)."""
-        return self.log_lambda.exp() / 2 * self._latents(y).square().sum(1)
+    def penalty(self, y: Tensor, *, twice: bool = False) -> Tensor:
+        """lambda/2 ||g(y)||^2, (B,); with ``twice`` it can be differentiated twice."""
+        return self.log_lambda.exp() / 2 * self._latents(y, twice).square().sum(1)
 
     def latent_gradient(self, y: Tensor) -> Tensor:
         """lambda g(y), (B, n)."""
         return self.log_lambda.exp() * self._latents(y)
 
-    def _latents(self, y: Tensor) -> Tensor:
-        latents = self.flow(self._padded(y), reversible=False)  # may be differentiated twice
+    def _latents(self, y: Tensor, twice: bool = False) -> Tensor:
+        latents = self.flow(self._padded(y), reversible=False if twice else None)
         return torch.cat([latent.flatten(1) for latent in latents], 1)
 
     def prepare(self, v: Tensor) -> None:
@@ -167,7 +167,12 @@ class ProximalGradient(UnrolledNetwork):
             torch.full((num_layers,), checks.number("step", step, above=0)).log()
         )
         count = 1 if shared else num_layers
-        self.proximal = nn.ModuleList(proximal(problem.channels, generator) for _ in range(count))
+        try:
+            steps = [proximal(problem.channels, generator) for _ in range(count)]
+        except checks.InvalidValue as error:
+            raise checks.InvalidValue(f"proximal.{error}") from error
+        self.proximal = nn.ModuleList(steps)
+        self.shares_weights = shared and num_layers > 1
 
     def initial(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         operator = self.problem.operator
@@ -210,5 +215,5 @@ class ProximalGradient(UnrolledNetwork):
             self._proximal(index).round_trip_error(states[index])
             for index in range(1, self.num_layers + 1)
         ]
-        found = [float(error) for error in errors if error is not None]
-        return {"round_trip_error": max(found)} if found else {}
+        found = [error for error in errors if error is not None]
+        return {"round_trip_error": float(torch.stack(found).max())} if found else {}

@@ -20,7 +20,8 @@ from sdunroll.problems.base import Problem
 from sdunroll.problems.operators import Operator
 from sdunroll.randomness import generator
 
-OfPictures = Callable[[Tensor], Tensor]
+SMALLEST_WINDOW = 3  # of the structural similarity, in pixels
+OfPictures = Callable[..., Tensor]
 
 
 class InverseImaging(Problem):
@@ -29,7 +30,8 @@ class InverseImaging(Problem):
     Args:
         operator: A, and how it observes.
         channels: C of the pictures.
-        penalty: r, (B, C, H, W) -> (B,); None for 0.
+        penalty: ``(y, twice=False)``, r(y), (B, C, H, W) -> (B,); None for 0. With ``twice`` its graph
+            must allow for second derivatives.
         latent_gradient: the gradient of r in its latent space, (B, C, H, W) -> (B, n), if it has one.
     """
 
@@ -80,7 +82,8 @@ class InverseImaging(Problem):
             flat = y.reshape(-1, *y.shape[-3:])
             if not (keep and flat.requires_grad):
                 flat = flat.detach().requires_grad_()
-            (of_penalty,) = torch.autograd.grad(self.penalty(flat).sum(), flat, create_graph=keep)
+            value = self.penalty(flat, twice=keep).sum()
+            (of_penalty,) = torch.autograd.grad(value, flat, create_graph=keep)
         return gradient + of_penalty.view(y.shape)
 
     def step_length(self, y: Tensor, obs: Tensor) -> Tensor:
@@ -114,15 +117,19 @@ class InverseImaging(Problem):
         alone; ``known_rmse``, the error of the known pixels. Values are clamped to [0, 1] first."""
         y = y.clamp(0, 1)
         squares = (y - batch.target).square().mean(-3)  # (K, B, H, W)
-        similarity = _similarity(y, batch.target)  # (K, B, H, W)
-        found = {"psnr": _psnr(squares.mean((-2, -1))), "ssim": similarity.mean((-2, -1))}
+        found = {"psnr": _psnr(squares.mean((-2, -1)))}
+        similarity = None
+        if min(y.shape[-2:]) >= SMALLEST_WINDOW:
+            similarity = _similarity(y, batch.target)  # (K, B, H, W)
+            found["ssim"] = similarity.mean((-2, -1))
         known = self.operator.known(batch.obs)
         if known is None:
             return found
         known = known[:, 0]  # (B, H, W)
         hole = 1 - known
         found["hole_psnr"] = _psnr(_mean_where(hole, squares))
-        found["hole_ssim"] = _mean_where(hole, similarity)
+        if similarity is not None:
+            found["hole_ssim"] = _mean_where(hole, similarity)
         found["known_rmse"] = _mean_where(known, squares).sqrt()
         return found
 

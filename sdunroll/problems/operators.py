@@ -106,9 +106,10 @@ class Denoising(Operator):
         from skimage.restoration import denoise_nl_means
 
         sigma = sum(self.noise) / 2
-        return denoise_nl_means(
+        restored = denoise_nl_means(
             picture, h=0.8 * sigma, sigma=sigma, patch_size=5, patch_distance=6, channel_axis=-1
         )
+        return restored.reshape(picture.shape)  # it drops a single channel
 
 
 class Deblurring(Operator):
@@ -191,8 +192,10 @@ class Inpainting(Operator):
                 f"mask: expected one of {', '.join(names)} or the path of a picture, got {mask!r}"
             )
         self.mask = mask
+        ends = size if isinstance(size, Sequence) and not isinstance(size, str) else [size]
+        for end in ends:
+            checks.integer("size", end)
         self.sizes = tuple(int(end) for end in _range("size", size))
-        checks.integer("size", self.sizes[0])
         if mask == "box" and self.sizes[0] != self.sizes[1]:
             raise checks.InvalidValue(
                 f"size: expected one number for mask=box, got {size}; a range needs mask=random_box"
@@ -224,13 +227,17 @@ class Inpainting(Operator):
         from skimage.restoration import inpaint_biharmonic
 
         assert known is not None
-        return inpaint_biharmonic(picture, ~known, channel_axis=-1)
+        return inpaint_biharmonic(picture, ~known, channel_axis=-1).reshape(picture.shape)
 
     def _masks(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         """(B, 1, H, W)."""
         count, _, height, width = shape
         if self.mask == "random_pixels":
-            return (torch.rand(count, 1, height, width, generator=generator) >= self.rate).float()
+            drawn = torch.rand(count, height * width, generator=generator)
+            known = drawn >= self.rate
+            known.scatter_(1, drawn.argmin(1, keepdim=True), False)  # at least one is missing
+            known.scatter_(1, drawn.argmax(1, keepdim=True), True)  # and one known
+            return known.view(count, 1, height, width).float()
         if self.mask not in ("box", "random_box"):
             return self._mask_from_file(height, width).expand(count, 1, -1, -1)
         low, high = self.sizes
@@ -239,6 +246,12 @@ class Inpainting(Operator):
                 f"operator.size: expected less than the image's {min(height, width)} pixels, got {high}"
             )
         side = torch.randint(low, high + 1, (count, 1), generator=generator)  # (B, 1)
+        room = (min(height, width) - high) // 2
+        if self.mask == "box" and abs(self.offset) > room:
+            raise checks.InvalidValue(
+                f"operator.offset: expected at most {room} pixels for a box of {high} to stay inside "
+                f"{height} x {width}, got {self.offset}"
+            )
         if self.mask == "box":
             top = (height - side) // 2 + self.offset
             left = (width - side) // 2 + self.offset
@@ -256,10 +269,10 @@ class Inpainting(Operator):
 
         with Image.open(self.mask) as picture:
             known = np.asarray(picture.convert("L")) >= 128
-        if known.shape != (height, width) or known.all():
-            got = "no dark pixel" if known.all() else f"{known.shape[0]} x {known.shape[1]} pixels"
+        if known.shape != (height, width) or known.all() or not known.any():
+            got = f"{known.shape[0]} x {known.shape[1]} pixels, {(~known).sum()} of them dark,"
             raise checks.InvalidValue(
-                f"operator.mask: expected a picture of {height} x {width} pixels with dark ones where "
-                f"pixels are missing, got {got} in {self.mask}"
+                f"operator.mask: expected a picture of {height} x {width} pixels, dark where pixels are "
+                f"missing and light elsewhere, got {got} in {self.mask}"
             )
         return torch.from_numpy(known.astype(np.float32))

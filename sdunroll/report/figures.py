@@ -199,6 +199,7 @@ def levels(result: dict[str, Any], path: Path) -> None:
     runs = [(result["label"], "C0", "-o", result["levels"])]
     if other := result.get("against"):
         runs.append((other["label"], "C1", "--s", other["levels"]))
+    first = result["first_layer"] - 1
     name = next(key for key in LEVEL_PANELS if key in result["levels"][0])
     with _figure(path, 9, 3.4, result["notice"]) as figure:
         left, right = figure.subplots(1, 2)
@@ -207,7 +208,9 @@ def levels(result: dict[str, Any], path: Path) -> None:
             bounds = np.array([row["ci95"][name] for row in rows])
             places = range(len(rows))
             left.fill_between(places, bounds[:, 0], bounds[:, 1], color=color, alpha=0.25, lw=0)
-            _plot_levels(right, rows, color, line, label, lambda row: min(row["descent_frequency"]))
+            _plot_levels(
+                right, rows, color, line, label, lambda row: min(row["descent_frequency"][first:])
+            )
         left.set(title=LEVEL_PANELS[name])
         if name == "final_distance":
             log_axis(left)

@@ -51,7 +51,7 @@ def layer_table(metrics: dict[str, Any]) -> str:
             slack = row["slack"]
             low, high = slack["ci95"]
             cells += [
-                f"{value / before:.3f}" if before else "-",
+                _ratio(metrics, row, before),
                 f"{slack['mean']:+.4f}",
                 f"[{low:+.4f}, {high:+.4f}]",
                 f"{100 * row['descent_frequency']['mean']:.1f} %",
@@ -62,6 +62,15 @@ def layer_table(metrics: dict[str, Any]) -> str:
         rows.append(cells + _cells(row, columns))
         before = value
     return aligned(header, rows)
+
+
+def _ratio(metrics: dict[str, Any], row: dict[str, Any], before: float | None) -> str:
+    """By how much the layer's measure falls, as the constraint takes it."""
+    if metrics["form"] == "difference":  # whose slack is no ratio
+        return f"{row['measured']['mean'] / before:.3f}" if before else "-"
+    epsilon = metrics["epsilon"]
+    epsilon = epsilon[row["layer"] - 1] if isinstance(epsilon, list) else epsilon
+    return f"{row['slack']['mean'] + 1 - epsilon:.3f}"
 
 
 def _verdict(layer: int, slack: float, first_layer: int) -> str:
@@ -109,7 +118,7 @@ def level_table(result: dict[str, Any]) -> str:
             f"{row['final_distance']:.4g}",
             f"[{low:.4g}, {high:.4g}]",
             *_cells(row, columns),
-            f"{100 * min(row['descent_frequency']):.1f} %",
+            f"{100 * min(row['descent_frequency'][result['first_layer'] - 1 :]):.1f} %",
         ]
         if other and main in columns:
             value = other["levels"][index][main]

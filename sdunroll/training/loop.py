@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from sdunroll import checks
 from sdunroll.constraints import DescentConstraint, distance
-from sdunroll.data import CHUNK, Batch, Loader
+from sdunroll.data import Batch, Loader
 from sdunroll.networks import Perturb, Trajectory, UnrolledNetwork
 from sdunroll.primal_dual import DualUpdate, NotFinite, PrimalDual
 from sdunroll.problems import Problem
@@ -70,6 +70,11 @@ class Training:
         self.constrained = self.demanded if constrained else []
         self.stages = stages(settings.stages, num_layers=network.num_layers, epochs=settings.epochs)
         self.stage = self.stages[0]
+        if self.stage.alone and network.shares_weights:
+            raise checks.InvalidValue(
+                "training: expected layers with weights of their own for layerwise training, got layers "
+                "that share them; take network.shared=false or training=incremental"
+            )
         self.primal_dual = PrimalDual(
             parameters=network.named_parameters(),
             optimizer=self._new_optimizer(),
@@ -153,6 +158,20 @@ class Training:
         first = self.loader.data.obs[: self.settings.batch_size]
         rng = generator(self.seed, "training/prepare", first.device)
         self.network.prepare(first, rng)
+        self._check_start(Batch(first, self.loader.data.target[: self.settings.batch_size]), rng)
+
+    @torch.no_grad()
+    def _check_start(self, batch: Batch, rng: torch.Generator) -> None:
+        """Errors: a layer that is to descend from a measure of 0, which nothing can."""
+        path = self.network(batch.obs, generator=rng)
+        before, after = self.constraint.measures(self.problem, path, batch)
+        labels = self.constraint.labels(self.network.num_layers)
+        for row in self.constrained:
+            if before[row].max() == 0 and after[row].max() > 0:
+                raise checks.InvalidValue(
+                    f"constraint.first_layer: layer {labels[row]} receives a measure of 0, below which "
+                    "nothing falls; take constraint.first_layer=2, another start or another constraint"
+                )
 
     def _next_stage(self) -> None:
         """Go on to the next layer: with a new optimizer, since the moments of the old one would go on
@@ -238,7 +257,7 @@ class Training:
         always from the same y_0, without noise."""
         rng = generator(self.seed, "validation", self.val.obs.device)
         finals, moments = [], []
-        for batch in self.val.split(CHUNK):
+        for batch in self.val.chunks():
             path = self.network(batch.obs, generator=rng, depth=self.stage.layer)
             finals.append(distance(path.output, batch.target))
             share = len(batch.obs) / len(self.val.obs)

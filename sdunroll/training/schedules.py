@@ -45,7 +45,8 @@ def stages(schedule: Schedule, *, num_layers: int, epochs: int) -> list[Stage]:
         return [Stage(0, epochs, num_layers, alone=False)]
     if epochs < num_layers:
         raise checks.InvalidValue(
-            f"epochs: expected at least one a layer, {num_layers}, for {schedule} training, got {epochs}"
+            f"training.epochs: expected at least one a layer, {num_layers}, for {schedule} training, "
+            f"got {epochs}"
         )
     ends = [epochs * layer // num_layers for layer in range(num_layers + 1)]
     return [

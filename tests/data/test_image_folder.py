@@ -1,3 +1,4 @@
+import warnings
 from itertools import chain
 
 import numpy as np
@@ -85,6 +86,55 @@ def test_bits(tmp_path):
     assert values.max() == 1
 
 
+def test_the_official_split_takes_numbered_pictures_alone_and_all_of_them(pictures):
+    """Masks in folders beside them are no faces; a picture that is not listed is named."""
+    for number in range(5):
+        save(pictures / "masks", f"{number:05d}_hair.png")
+    rows = [f"{i} {i} {i:06d}.jpg" for i in range(200)]
+    (pictures / "CelebA-HQ-to-CelebA-mapping.txt").write_text("\n".join(["header", *rows]))
+    lines = [f"{i:06d}.jpg {0 if i < 150 else 1 if i < 175 else 2}" for i in range(200)]
+    (pictures.parent / "list_eval_partition.txt").write_text("\n".join(lines))
+    source = ImageFolder(root=str(pictures), size=4)
+    assert [len(source.signals(split)) for split in SPLITS] == [150, 25, 25]
+    save(pictures, "200.png")
+    with pytest.raises(UserError, match=r"200\.png: expected a picture that CelebA-HQ"):
+        ImageFolder(root=str(pictures), size=4).signals("train")
+
+
+@pytest.mark.parametrize("line", ["one two three", "000001.jpg", "000001.jpg 7"])
+def test_a_broken_list_is_named(pictures, line):
+    (pictures / "CelebA-HQ-to-CelebA-mapping.txt").write_text("header\n0 1 000001.jpg\n")
+    (pictures / "list_eval_partition.txt").write_text(line + "\n")
+    with pytest.raises(UserError, match="that fit together, got others"):
+        ImageFolder(root=str(pictures), size=4).signals("train")
+
+
+def test_sixteen_bits_keep_their_shades(tmp_path):
+    ramp = (np.arange(256).reshape(16, 16) * 257).astype(np.uint16)
+    for number in range(30):
+        Image.fromarray(ramp).save(tmp_path / f"{number}.png")
+    values = ImageFolder(root=str(tmp_path), size=16, color=False).signals("train")[0, 0]
+    assert torch.allclose(values.flatten(), torch.arange(256) / 255, atol=1e-6)
+
+
+def test_orientation_is_heeded(tmp_path):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:4] = 255  # white above
+    exif = Image.Exif()
+    exif[0x0112] = 3  # to be shown upside down
+    for number in range(30):
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png", exif=exif)
+    values = ImageFolder(root=str(tmp_path), size=8).signals("train")
+    assert values[:, :, :4].max() == 0
+    assert values[:, :, 4:].min() == 1
+
+
+def test_reading_leaves_the_warnings_of_the_process_alone(pictures):
+    before = list(warnings.filters)
+    ImageFolder(root=str(pictures), size=4).signals("train")
+    assert warnings.filters == before
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16"])
 def test_modes_are_converted(tmp_path, mode):
     ending = "tif" if mode in ("CMYK", "I;16") else "png"
@@ -100,7 +150,7 @@ def test_a_damaged_picture_is_named(pictures):
     first = f"{reds(source, 'train')[0]}.png"
     (pictures / first).write_bytes((pictures / first).read_bytes()[:40])
     with pytest.raises(UserError, match=f"{first}: expected a picture, but it could not be read"):
-        source.signals("train")
+        ImageFolder(root=str(pictures), size=4).signals("train")
 
 
 def test_refuses(tmp_path, pictures):

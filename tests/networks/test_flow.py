@@ -93,13 +93,27 @@ def test_squeeze_keeps_each_block_together():
 
 
 def test_actnorm_normalises_what_each_step_receives():
-    flow = Glow(3, generator(0, "weights"), depth=1, levels=1).double()
+    flow = stirred(Glow(3, generator(0, "weights"), depth=2, levels=2, width=8)).double()
     y = images(16)
     flow.normalise(y)
-    mix = flow.levels[0][0]
-    h = mix.log_scale.exp()[:, None, None] * (squeeze(y) + mix.bias[:, None, None])
-    assert torch.allclose(h.mean((0, 2, 3)), torch.zeros(12, dtype=h.dtype), atol=1e-10)
-    assert torch.allclose(h.std((0, 2, 3)), torch.ones(12, dtype=h.dtype), atol=1e-6)
+    received = {}
+    mixes = [module for module in flow.modules() if isinstance(module, Mix)]
+    for mix in mixes:
+        mix.register_forward_pre_hook(lambda module, args: received.setdefault(module, args[0]))
+    flow(y, reversible=False)
+    assert len(received) == 4
+    for mix, h in received.items():
+        scaled = mix.log_scale.exp()[:, None, None] * (h + mix.bias[:, None, None])
+        assert scaled.mean((0, 2, 3)).abs().max() < 1e-10
+        assert torch.allclose(scaled.std((0, 2, 3), correction=0), torch.ones(1, dtype=h.dtype))
+
+
+def test_actnorm_of_one_value_or_constant_channels_is_finite():
+    flow = Glow(3, generator(0, "weights"), depth=1, levels=3, width=4)
+    for y in (images(1, (8, 8), torch.float32), torch.full((2, 3, 8, 8), 0.5)):
+        flow.normalise(y)
+        assert all(weight.isfinite().all() for weight in flow.parameters())
+        assert (flow.inverse(flow(y)) - y).abs().max() < 1e-4
 
 
 def test_the_log_scale_is_bounded():

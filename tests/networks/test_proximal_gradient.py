@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sdunroll.checks import InvalidValue
-from sdunroll.constraints import GradientNorm, SplitGradient
+from sdunroll.constraints import GradientNorm, Objective, SplitGradient
 from sdunroll.networks import CnnProximal, FlowProximal, ProximalGradient
 from sdunroll.problems import Denoising, Inpainting, InverseImaging
 from sdunroll.randomness import generator
@@ -83,6 +83,45 @@ def test_gradient_norms_can_be_trained():
     assert (values[0] - values[1]) / 2e-5 == pytest.approx(gradient.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("measure", [Objective, GradientNorm, SplitGradient])
+def test_a_layer_does_not_descend_by_shrinking_its_own_penalty(measure):
+    """With defaults, the first layer's slack, whose input is free of weights, has its full gradient:
+    against finite differences along a direction of each weight."""
+    problem, batch, network = setting(num_layers=1)
+    constraint = measure(epsilon=0.1)
+
+    def slack():
+        moments = constraint.moments(problem, run(network, batch), batch)
+        return constraint.slack_of(moments)[-1]  # of two parts that in latent space
+
+    step = network.proximal[0]
+    for weight in (step.log_lambda, step.flow.levels[0][0].log_diagonal, network.log_mu):
+        (gradient,) = torch.autograd.grad(slack(), weight)
+        direction = torch.randn(weight.shape, generator=generator(0, "d"), dtype=weight.dtype)
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                weight.add_(sign * 1e-5 * direction)
+                values.append(slack().item())
+                weight.sub_(sign * 1e-5 * direction)
+        expected = (values[0] - values[1]) / 2e-5
+        assert (gradient * direction).sum().item() == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+def test_no_gradient_to_the_layer_before_but_where_it_has_spare_descent():
+    problem, batch, network = setting(num_layers=2)
+    found = []
+    for spare in (None, -10.0):
+        constraint = Objective(epsilon=0.1, spare=None)
+        constraint.spare = spare  # -10: every layer has descent to spare
+        moments = constraint.moments(problem, run(network, batch), batch)
+        weight = network.proximal[0].log_lambda
+        (gradient,) = torch.autograd.grad(moments[0, 1], weight, allow_unused=True)
+        found.append(gradient)
+    assert found[0] is None or found[0] == 0
+    assert found[1].abs() > 0
+
+
 def test_split_gradient_by_hand():
     problem, batch, network = setting(num_layers=2)
     path = run(network, batch)
@@ -117,16 +156,16 @@ def test_another_size_than_trained_on():
     assert run(network, larger).states[-1].shape == larger.target.shape
 
 
-def test_steps_and_shrinkages_stay_positive():
+def test_small_steps_and_shrinkages_keep_a_gradient():
     _, batch, network = setting()
-    optimizer = torch.optim.SGD(network.parameters(), lr=10.0)
-    run(network, batch).states[-1].sum().backward()
-    network.log_mu.grad.fill_(1.0)
-    for step in network.proximal:
-        step.log_lambda.grad.fill_(1.0)
-    optimizer.step()
-    assert (network.log_mu.exp() > 0).all()
-    assert all(step.log_lambda.exp() > 0 for step in network.proximal)
+    with torch.no_grad():
+        network.log_mu.fill_(-5.0)
+        for step in network.proximal:
+            step.log_lambda.fill_(-5.0)
+    path = run(network, batch)
+    path.states[-1].square().sum().backward()
+    assert network.log_mu.grad[1:].abs().min() > 0  # y_0 keeps the known pixels: no step to take
+    assert all(step.log_lambda.grad.abs() > 0 for step in network.proximal)
 
 
 def test_a_shared_step_has_one_set_of_weights():

@@ -84,6 +84,33 @@ def test_random_pixels_are_missing_at_the_rate():
     assert 1 - masks.mean().item() == pytest.approx(0.3, abs=0.01)
 
 
+@pytest.mark.parametrize("rate", [0.001, 0.999])
+def test_some_pixels_are_missing_and_some_known_at_any_rate(rate):
+    masks = Inpainting(mask="random_pixels", rate=rate)._masks(
+        torch.Size([50, 3, 4, 4]), generator(0, "m")
+    )
+    known = masks.sum((1, 2, 3))
+    assert known.min() >= 1
+    assert known.max() <= 15
+
+
+@pytest.mark.parametrize("offset", [3, -3])
+def test_a_box_lies_inside(offset):
+    shape = torch.Size([1, 1, 9, 9])
+    assert (1 - Inpainting(size=4, offset=2)._masks(shape, generator(0, "m"))).sum() == 16
+    with pytest.raises(InvalidValue, match=r"operator\.offset: expected at most 2 pixels"):
+        Inpainting(size=4, offset=offset)._masks(shape, generator(0, "m"))
+
+
+@pytest.mark.parametrize("operator", OPERATORS, ids=lambda operator: type(operator).__name__)
+def test_the_peer_takes_grey_pictures(operator):
+    obs = operator.observe(draw(1, 1, 12, 12), generator(0, "n"))
+    known = operator.known(obs)
+    picture = operator.measurement(obs)[0].permute(1, 2, 0).numpy()
+    restored = operator.peer(picture, None if known is None else known[0, 0].numpy() > 0)
+    assert restored.shape == (12, 12, 1)
+
+
 def test_a_mask_from_a_picture(tmp_path):
     pixels = np.full((6, 6), 255, np.uint8)
     pixels[1, 2] = 0
@@ -93,6 +120,10 @@ def test_a_mask_from_a_picture(tmp_path):
     assert torch.equal(obs[0, -1], torch.from_numpy(pixels / 255))
     with pytest.raises(InvalidValue, match=r"expected a picture of 8 x 8 pixels.* got 6 x 6"):
         operator.observe(draw(2, 3, 8, 8), generator(0, "m"))
+    Image.fromarray(0 * pixels).save(tmp_path / "dark.png")
+    dark = Inpainting(mask=str(tmp_path / "dark.png"))
+    with pytest.raises(InvalidValue, match="36 of them dark"):
+        dark.observe(draw(2, 3, 6, 6), generator(0, "m"))
 
 
 def test_each_picture_has_its_noise_level():
@@ -108,6 +139,8 @@ def test_each_picture_has_its_noise_level():
     [
         ({"mask": "boxes"}, "mask: expected one of box, random_box"),
         ({"size": 0}, "size: expected a whole number"),
+        ({"size": 4.7}, "size: expected a whole number"),
+        ({"mask": "random_box", "size": [3, 5.9]}, "size: expected a whole number"),
         ({"size": [3, 5]}, "a range needs mask=random_box"),
         ({"mask": "random_box", "size": [5, 3]}, "low <= high"),
         ({"rate": 1.0}, "rate: expected a number"),
