@@ -49,15 +49,16 @@ def test_help_of_a_command(sdunroll, command):
     outcome = sdunroll(command, "--help")
     assert outcome.status == 0
     assert outcome.out.startswith(f"sdunroll {command}")
-    for part in ("Examples", "Overrides", "seed="):
+    for part in ("Examples", "Overrides", "runs=" if command == "report" else "seed="):
         assert part in outcome.out
 
 
 @pytest.mark.parametrize("command", list(cli.COMMANDS))
 def test_cfg_job_shows_the_configuration(sdunroll, tmp_path, command):
-    outcome = sdunroll(command, "--cfg", "job", *([] if command == "train" else ["run=x"]))
+    needed = {"train": [], "report": ["runs=x"]}.get(command, ["run=x"])
+    outcome = sdunroll(command, "--cfg", "job", *needed)
     assert outcome.status == 0
-    assert "seed: " in outcome.out
+    assert ("runs: " if command == "report" else "seed: ") in outcome.out
     assert not list((tmp_path / "work").iterdir())
 
 

@@ -34,6 +34,7 @@ def rows(text):
 
 def test_layer_table():
     metrics = {"measure": "distance", "first_layer": 2, "layers": LAYERS}
+    metrics |= {"form": "ratio", "epsilon": 0.1}
     header, _, *body = rows(tables.layer_table(metrics))
     assert header[:2] == ["layer", "distance"]
     assert body[0] == ["0", "4"]
@@ -67,6 +68,6 @@ def test_level_table_with_a_second_run():
         "descent_frequency": [0.9, 0.75],
         "ci95": {"final_distance": [1.4, 1.6]},
     }
-    result = {"levels": [level], "against": {"levels": [level | {"final_distance": 3.0}]}}
+    result = {"first_layer": 1, "levels": [level], "against": {"levels": [level | {"final_distance": 3.0}]}}
     _, _, row = rows(tables.level_table(result))
     assert row == ["2", "1.5", "[1.4,", "1.6]", "0.25", "8", "75.0", "%", "3", "0.500"]
