@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -126,6 +127,8 @@ def training(history: Sequence[dict[str, float]], folder: Path, notice: str | No
                 values = [row[f"{name}_{label}"] for row in history]
                 axes.plot(epochs, values, lw=1, color=color, label=label)
             axes.set(title=f"{name}s, a line a layer", xlabel="epoch")
+        for axes in panels:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[2].set_title("slacks in training, a line a layer")
         panels[2].axhline(0, color="k", ls="--", lw=1)
         panels[2].set_yscale("symlog", linthresh=0.1)
@@ -183,7 +186,8 @@ def images(
                 grid[row, column].set(xticks=[], yticks=[])
                 grid[row, column].spines[:].set_visible(False)
         for row, label in enumerate(labels):
-            grid[row, 0].set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center")
+            text = fill(label, 14)
+            grid[row, 0].set_ylabel(text, fontsize=7, rotation=0, ha="right", va="center")
 
 
 LEVEL_PANELS = {

@@ -68,6 +68,10 @@ def test_level_table_with_a_second_run():
         "descent_frequency": [0.9, 0.75],
         "ci95": {"final_distance": [1.4, 1.6]},
     }
-    result = {"first_layer": 1, "levels": [level], "against": {"levels": [level | {"final_distance": 3.0}]}}
+    result = {
+        "first_layer": 1,
+        "levels": [level],
+        "against": {"levels": [level | {"final_distance": 3.0}]},
+    }
     _, _, row = rows(tables.level_table(result))
     assert row == ["2", "1.5", "[1.4,", "1.6]", "0.25", "8", "75.0", "%", "3", "0.500"]
