@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from sdunroll import checks, metrics
+from sdunroll import checks, metrics, theory
 from sdunroll.commands.assemble import Experiment, load_best, log_to, seed_of, set_up_torch
 from sdunroll.data import Batch
 from sdunroll.randomness import generator
@@ -29,6 +29,7 @@ def main(config: DictConfig) -> None:
             experiment.network, experiment.problem, experiment.constraint, test, seed=seed
         )
         result = _result(experiment, test, measured, seed)
+        result["theory"] = _theory(experiment, measured, seed, config.delta)
         for name, value in measured.health.items():
             if not math.isfinite(value):
                 raise checks.UserError(
@@ -39,6 +40,8 @@ def main(config: DictConfig) -> None:
         history = run.history()
         folder = run.folder / "eval" / "figures"
         figures.per_layer(result, folder)
+        if result["theory"] is not None:
+            figures.guarantee(result["theory"], folder)
         figures.training(history, folder, experiment.source.notice)
         if "psnr" not in measured.states:  # codes, whose sparsity tells much
             target_l1 = test.target.abs().flatten(1).sum(1).cpu().numpy()
@@ -47,6 +50,8 @@ def main(config: DictConfig) -> None:
     print(tables.layer_table(result))
     print()
     print(tables.baseline_table(result))
+    if result["theory"] is not None:
+        print(f"\n{tables.guarantee_table(result['theory'])}")
     for name, value in result["health"].items():
         print(f"{name.replace('_', ' ')}: {value:.1e}")
     if result["notice"]:
@@ -81,6 +86,31 @@ def _result(
         ),
         "baseline_limit": BASELINE_LIMIT,
     }
+
+
+def _theory(
+    experiment: Experiment, measured: metrics.LayerFigures, seed: int, delta: float
+) -> dict[str, Any] | None:
+    """The paper's bounds of the gradient norm; None where layers have objectives of their own."""
+    checks.number("delta", delta, above=0, below=1)
+    if experiment.network.problems() is not None:
+        return None
+    constraint = experiment.constraint
+    train = metrics.evaluate(
+        experiment.network,
+        experiment.problem,
+        constraint,
+        experiment.instances("train"),
+        seed=seed,
+    )
+    found = theory.guarantee(
+        train.states["gradient_norm"],
+        measured.states["gradient_norm"],
+        epsilon=min(constraint.epsilon),
+        delta=delta,
+        first_layer=constraint.first_layer,
+    )
+    return found.as_dict()
 
 
 @torch.no_grad()

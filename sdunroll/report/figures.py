@@ -136,6 +136,20 @@ def training(history: Sequence[dict[str, float]], folder: Path, notice: str | No
         panels[2].legend(fontsize=6, title="layer", title_fontsize=6, ncols=2)
 
 
+def guarantee(theory: dict[str, Any], folder: Path) -> None:
+    """The gradient norm over the layers, the recursion's bound and the limit's, ``theory.png``."""
+    layers = [theory["first_state"] + place for place in range(len(theory["measured"]))]
+    with _figure(folder / "theory.png", 5, 3.4) as figure:
+        axes = figure.subplots()
+        log_axis(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.plot(layers, theory["measured"], "-o", ms=3, color="C0", label="measured, test split")
+        axes.plot(layers, theory["bound"], "k--", lw=1, label="bound of the recursion")
+        axes.axhline(theory["limit"], color="0.5", ls=":", lw=1, label="bound of the limit")
+        axes.set(title="gradient norm", xlabel="layer")
+        axes.legend(fontsize=7)
+
+
 def l1_histograms(l1_norm: np.ndarray, target: np.ndarray, folder: Path) -> None:
     """Histograms of ||y_l||_1 beside the optimum's, ``l1_histograms.png``.
 

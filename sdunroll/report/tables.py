@@ -101,6 +101,28 @@ def baseline_table(metrics: dict[str, Any]) -> str:
     return aligned(header, rows)
 
 
+def guarantee_table(theory: dict[str, Any]) -> str:
+    """The gradient norm at each layer beside the bound of the paper's recursion."""
+    rows = [
+        [
+            str(theory["first_state"] + place),
+            f"{value:.4g}",
+            f"{bound:.4g}",
+            "yes" if holds else "no",
+        ]
+        for place, (value, bound, holds) in enumerate(
+            zip(theory["measured"], theory["bound"], theory["holds"], strict=True)
+        )
+    ]
+    text = aligned(["layer", "gradient norm", "the paper's bound", "holds"], rows)
+    supposed = "as it supposes" if theory["train_slack"] <= 0 else "which it supposes to be <= 0"
+    return (
+        f"{text}\nmeasured: zeta {theory['zeta']:.3g} (test against training split), M "
+        f"{theory['largest_norm']:.3g}, slack on the training split {theory['train_slack']:+.3g}, "
+        f"{supposed}; given: delta {theory['delta']:g}; limit bound {theory['limit']:.3g}"
+    )
+
+
 def level_table(result: dict[str, Any]) -> str:
     """A row a level; with a second run, its figures and the ratio of the final distances."""
     columns = _columns(result["levels"][0])

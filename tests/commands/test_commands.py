@@ -83,7 +83,15 @@ def test_eval(trained, sdunroll):
     assert set(result["baselines"]) == {"ista", "fista"}
     assert result["optimum_relative_gap"] <= 1e-5
     figures = sorted(path.name for path in (trained / "eval" / "figures").iterdir())
-    assert figures == ["l1_histograms.png", "per_layer.png", "reconstructions.png", "training.png"]
+    names = ["l1_histograms", "per_layer", "reconstructions", "theory", "training"]
+    assert figures == [f"{name}.png" for name in names]
+    theory = result["theory"]
+    norms = [row["gradient_norm"]["mean"] for row in result["layers"]]
+    assert theory["measured"] == pytest.approx(norms, rel=1e-5)
+    assert theory["holds"] == [
+        value <= bound for value, bound in zip(theory["measured"], theory["bound"], strict=True)
+    ]
+    assert "the paper's bound" in outcome.out
     table = outcome.out.splitlines()[2:6]
     verdicts = ["", *("ok" if slack <= 0 else "violated" for slack in slacks)]
     assert [

@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from sdunroll.checks import InvalidValue
+from sdunroll.randomness import generator
+from sdunroll.theory import guarantee
+
+
+def norms(factors, count=400, seed=0):
+    """Gradient norms (L + 1, N) whose means fall by these factors."""
+    start = 1 + torch.rand(count, generator=generator(seed, "norms"), dtype=torch.float64)
+    rows = [start]
+    for factor in factors:
+        rows.append(factor * rows[-1])
+    return torch.stack(rows)
+
+
+def test_the_recursion_step_by_step():
+    """Against the recursion itself, g_l <= rho g_{l-1} + (1 - delta) zeta + delta M."""
+    train, test = norms([0.8, 0.7, 0.9], seed=0), norms([0.85, 0.7, 0.9], seed=1)
+    found = guarantee(train, test, epsilon=0.1, delta=0.05)
+    gaps = [
+        (test[k] - 0.9 * test[k - 1]).mean() - (train[k] - 0.9 * train[k - 1]).mean()
+        for k in (1, 2, 3)
+    ]
+    assert found.zeta == pytest.approx(max(abs(gap.item()) for gap in gaps))
+    assert found.largest_norm == pytest.approx(max(train.max().item(), test.max().item()))
+    bound = test[0].mean().item()
+    for value in found.bound:
+        assert value == pytest.approx(bound)
+        bound = 0.95 * 0.9 * bound + 0.95 * found.zeta + 0.05 * found.largest_norm
+
+
+def test_the_limit_bounds_the_fixed_point_without_risk():
+    """As delta goes to 0, the recursion's fixed point is zeta / epsilon, the limit bound."""
+    found = guarantee(norms([0.8] * 4), norms([0.8] * 4, seed=1), epsilon=0.1, delta=1e-9)
+    fixed = found.zeta / (1 - found.rho)
+    assert found.limit == pytest.approx(fixed, rel=1e-4)
+
+
+def test_it_holds_for_a_network_that_descends_and_not_for_one_that_does_not():
+    train, test = norms([0.8] * 5), norms([0.8] * 5, seed=1)
+    assert all(guarantee(train, test, epsilon=0.1, delta=0.01).holds)
+    worse = norms([1.3] * 5), norms([1.3] * 5, seed=1)
+    found = guarantee(*worse, epsilon=0.1, delta=0.01)
+    assert not any(found.holds[1:])
+    assert found.train_slack > 0
+
+
+def test_it_starts_where_the_constraints_do():
+    found = guarantee(norms([1.5, 0.8, 0.8]), norms([1.5, 0.8, 0.8], seed=1), epsilon=0.1,
+                      delta=0.01, first_layer=2)  # fmt: skip
+    assert found.first_state == 1
+    assert len(found.bound) == 3
+    assert all(found.holds)
+
+
+@pytest.mark.parametrize("settings", [{"epsilon": 0.0}, {"delta": 1.0}, {"first_layer": 0}])
+def test_refuses(settings):
+    with pytest.raises(InvalidValue):
+        guarantee(norms([0.8]), norms([0.8]), **({"epsilon": 0.1, "delta": 0.1} | settings))
