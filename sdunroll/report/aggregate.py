@@ -116,7 +116,10 @@ def _overview(methods: Sequence[Method]) -> Table:
         Column("share feasible", feasible + nothing, 2),
         Column("worst slack", worst + nothing, 3),
     ]
+    pictures = any(method.values("metrics", "layers", 0, "psnr") for method in methods)
     for name, title, digits, better in FIGURES:
+        if pictures and name in ("objective_gap", "gradient_norm"):
+            continue  # of each layer's own objective, so not to be compared
         path: tuple[str | int, ...] = ("metrics", "layers", depth, name)
         if name == "distance":  # known without an evaluation
             path = ("summary", "final_distance")

@@ -23,7 +23,7 @@ a, th button { color: var(--accent); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 8rem;
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 14rem;
   overflow-wrap: anywhere; }
 th button { all: unset; cursor: pointer; color: var(--accent); }
 th button:focus-visible { outline: 2px solid var(--accent); }
