@@ -155,13 +155,13 @@ class MaskChange(Perturbation):
             )
         operator = problem.operator
         settings: dict[str, Any] = {"noise": operator.noise, "seed": operator.seed}
+        side = self._side(operator) if self.vary == "offset" else 0
         try:
             if self.vary == "rate":
                 other = Inpainting(mask="random_pixels", rate=self.level, **settings)
             elif self.vary == "size":
                 other = Inpainting(size=_whole(self.level), **settings)
             else:
-                side = self._side(operator)
                 other = Inpainting(size=side, offset=_whole(self.level), **settings)
             return InverseImaging(other).instances(signals)
         except checks.InvalidValue as error:

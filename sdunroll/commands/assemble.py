@@ -64,7 +64,8 @@ def instantiate(config: DictConfig, group: str, **arguments: Any) -> Any:
         built = hydra.utils.instantiate(config[group], _convert_="all")
         return built(**arguments) if arguments else built
     except checks.InvalidValue as error:
-        raise checks.InvalidValue(f"{group}.{error}") from error
+        named = str(error).startswith(f"{group}:")  # the choice, rather than one of its settings
+        raise checks.InvalidValue(str(error) if named else f"{group}.{error}") from error
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, checks.InvalidValue):

@@ -27,6 +27,16 @@ def main(config: DictConfig) -> None:
             f"runs: expected at least one finished run, got {len(records)} that are not; wait for "
             "them, or go on with `sdunroll train resume=DIR`"
         )
+    settings = [
+        [record.config.get(name) for name in ("problem", "data", "operator")]
+        for method in methods
+        for record in method.records
+    ]
+    if any(one != settings[0] for one in settings):
+        log.warning(
+            "runs: of different problems, data or operators, whose figures are not to be compared; "
+            "report them apart"
+        )
     folder = Path(HydraConfig.get().runtime.output_dir)
     folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     tables = aggregate.tables(methods)

@@ -95,6 +95,7 @@ def _begin(config: DictConfig) -> tuple[Training, Experiment, Run]:
     folder = _short(hydra_config.runtime.output_dir)
     Run.check_free(folder)
     training, experiment = _build(config, device)
+    experiment.source.signals("test")  # what is wrong with it shows now, not after the training
     provenance = collect_provenance(
         device=_device_name(device),
         threads=torch.get_num_threads(),

@@ -179,6 +179,8 @@ def _read(folder: Path) -> Record | None:
                 f"made with other weights than the best epoch's, and left out: {', '.join(stale)}; "
                 "call eval and perturb again"
             )
+        if metrics is None:
+            notes.append(f"not evaluated: call sdunroll eval run={folder}")
         metrics = None if "eval" in stale else metrics
         perturbations = {name: got for name, got in perturbations.items() if name not in stale}
     config = OmegaConf.to_container(run.config)

@@ -35,8 +35,9 @@ def draw(table: Table, folder: Path, *, axis: str, notices: Sequence[str]) -> li
         )
         axes.set_xlabel(axis)
         axes.set_title(table.caption, fontsize=8, loc="left")
-        if table.columns[0].better == "low":
-            log_axis(axes)
+        means = [cell.mean for column in table.columns for cell in column.cells if cell is not None]
+        if table.columns[0].better == "low" and min(means) > 0 and max(means) > 3 * min(means):
+            log_axis(axes)  # which has too few numbers for less
         axes.legend(fontsize=7)
         if notices:
             figure.supxlabel("; ".join(notices), fontsize=7, x=0.99, ha="right")

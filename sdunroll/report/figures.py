@@ -116,8 +116,11 @@ def training(history: Sequence[dict[str, float]], folder: Path, notice: str | No
     colors = matplotlib.colormaps["viridis"]
     with _figure(folder / "training.png", 10, 3.4, notice) as figure:
         panels = figure.subplots(1, 3)
-        panels[0].plot(epochs, [row["train_loss"] for row in history], label="training")
-        panels[0].plot(epochs, [row["val_loss"] for row in history], "--", label="validation")
+        marker = ".-" if len(epochs) < 10 else "-"
+        panels[0].plot(epochs, [row["train_loss"] for row in history], marker, label="training")
+        panels[0].plot(
+            epochs, [row["val_loss"] for row in history], f"{marker}-", label="validation"
+        )
         panels[0].set(title="loss", xlabel="epoch")
         log_axis(panels[0])
         panels[0].legend(fontsize=7)
@@ -125,7 +128,7 @@ def training(history: Sequence[dict[str, float]], folder: Path, notice: str | No
             for place, label in enumerate(labels):
                 color = colors(place / max(len(labels) - 1, 1) * 0.9)
                 values = [row[f"{name}_{label}"] for row in history]
-                axes.plot(epochs, values, lw=1, color=color, label=label)
+                axes.plot(epochs, values, marker, lw=1, color=color, label=label)
             axes.set(title=f"{name}s, a line a layer", xlabel="epoch")
         for axes in panels:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))

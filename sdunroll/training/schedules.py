@@ -46,7 +46,7 @@ def stages(schedule: Schedule, *, num_layers: int, epochs: int) -> list[Stage]:
     if epochs < num_layers:
         raise checks.InvalidValue(
             f"training.epochs: expected at least one a layer, {num_layers}, for {schedule} training, "
-            f"got {epochs}"
+            f"got {epochs}; give training.epochs={num_layers} or more"
         )
     ends = [epochs * layer // num_layers for layer in range(num_layers + 1)]
     return [
