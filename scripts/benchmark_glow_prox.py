@@ -14,6 +14,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def gemm_peak(size: int) -> float:
     return size**3 / best
 
 
-def _timed(run: partial) -> float:
+def _timed(run: Callable[[], object]) -> float:
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
@@ -117,7 +118,7 @@ def main() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found[name] = json.loads(done.stdout)
     plain, reversible = found["plain"], found["reversible"]
-    # a backward pass costs two forward passes; the reversible one a third for the rebuilding
+    # in forward passes: one forward, two backward, and one more to rebuild
     limit = 4 * plain["multiplications"] / gemm_peak(256 if options.quick else 4096)
     row = {
         "what": "training step, reversible",

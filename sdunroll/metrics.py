@@ -3,6 +3,7 @@
 Legend: L layers, N instances, R bootstrap resamples.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdunroll import checks
 from sdunroll.constraints import DescentConstraint, distance, norm
 from sdunroll.data import Batch
 from sdunroll.networks import UnrolledNetwork
@@ -75,12 +77,15 @@ def evaluate(
     seed: int,
     perturbation: Perturbation | None = None,
 ) -> LayerFigures:
-    """Run the network on all of ``data``; y_0 and all noise are drawn from ``seed``."""
+    """Run the network on all of ``data``; y_0 and all noise are drawn from ``seed``.
+
+    Errors: :class:`checks.UserError` for a figure of health that is not finite.
+    """
     device = data.obs.device
     start_rng = generator(seed, "evaluation/start", device)
     noise_rng = generator(seed, "evaluation/noise", device)
     parts: list[dict[str, Tensor]] = []
-    measured: list[Tensor] = []  # (2, L, B) each
+    measured: list[Tensor] = []  # (2, R, B) each
     health: dict[str, float] = {}
     for batch in data.chunks():
         perturb = perturbation and perturbation.between_layers(problem, batch.obs, noise_rng)
@@ -89,6 +94,11 @@ def evaluate(
         found = state_figures(problem, path.states, batch, path.problems)
         parts.append({name: values.cpu() for name, values in found.items()})
         for name, value in network.health(path.states).items():
+            if not math.isfinite(value):
+                raise checks.UserError(
+                    f"{name}: expected a small number, got {value}: the network can no longer be "
+                    "computed in this precision; train with a lower training.lr, or take smaller levels"
+                )
             health[name] = max(value, health.get(name, value))
     states = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
     before, after = torch.cat(measured, 2)

@@ -4,6 +4,7 @@ import torch
 from scipy import stats
 
 from sdunroll import metrics
+from sdunroll.checks import UserError
 from sdunroll.constraints import Distance
 from sdunroll.networks import Lista
 from sdunroll.perturbations import LayerNoise
@@ -115,3 +116,18 @@ def test_a_baseline_that_does_not_get_there_says_so(setting):
     problem, batch, _ = setting
     found = metrics.baseline_figures(problem, batch, iterations=4, goal=0.0, limit=20, seed=0)
     assert found["ista"]["iterations_to_final_distance"] is None
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_health_that_is_not_finite_is_no_figure(setting, monkeypatch, bad):
+    """In whatever chunk it is met."""
+    problem, batch, network = setting
+    monkeypatch.setattr("sdunroll.data.batches.CHUNK", 40)
+    values = [1e-6, 1e-6]
+    monkeypatch.setattr(network, "health", lambda states: {"error": values.pop(0)})
+    found = metrics.evaluate(network, problem, Distance(), batch, seed=0)
+    assert found.health == {"error": 1e-6}
+    values += [1e-6, 1e-6]
+    values[bad] = float("nan")
+    with pytest.raises(UserError, match="error: expected a small number, got nan"):
+        metrics.evaluate(network, problem, Distance(), batch, seed=0)

@@ -189,6 +189,7 @@ def _levels(methods: Sequence[Method], perturbation: str) -> Table:
         )
         for level in levels
     ]
+    columns = [column for column in columns if any(column.cells)]
     what = perturbation.replace("_", " ")
     caption = f"{title[0].upper()}{title[1:]} after the last layer under {what}, by level."
     return Table(f"perturb_{perturbation}", caption, [one.name for one in methods], columns)
