@@ -228,6 +228,19 @@ class DescentConstraint(ABC):
             return terms
         return terms / _floor(*moments)[:, None]
 
+    def standard_error(self, pairs: Tensor) -> Tensor:
+        """Standard error of the slack over the instances, (R,), from pairs (2, R, B).
+
+        Of a ratio of means by the delta method: the spread of (after - r before) / E[before], r the
+        ratio itself.
+        """
+        moments = pairs.mean(-1)
+        terms = self.slack_terms(pairs, moments)
+        if self.form != "difference":
+            before = pairs[0] / _floor(*moments)[:, None]
+            terms = terms - self.slack_of(moments)[:, None] * before
+        return terms.std(1, unbiased=False) / terms.shape[1] ** 0.5
+
     def slack(
         self, problem: Problem, path: Trajectory, batch: Batch, *, margin: float = 0.0
     ) -> Tensor:

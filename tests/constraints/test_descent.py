@@ -202,3 +202,16 @@ def test_a_measure_that_grows_from_zero_is_a_large_finite_slack(form):
     assert slack[0].item() == pytest.approx(-0.9)
     assert slack[1].item() == pytest.approx(1e6, rel=1e-5)
     assert constraint.slack_terms(pairs, pairs.mean(-1)).isfinite().all()
+
+
+@pytest.mark.parametrize("form", ["ratio", "difference", "mean_ratio"])
+def test_the_standard_error_of_the_slack_is_its_spread_over_resamples(form):
+    constraint = Distance(epsilon=0.1, form=form)
+    rng = torch.Generator().manual_seed(0)
+    before = 1 + torch.rand(2, 500, generator=rng)
+    after = before * (0.5 + 0.5 * torch.rand(2, 500, generator=rng))
+    pairs = constraint.pairs(before, after)
+    drawn = torch.randint(500, (4000, 500), generator=rng)
+    resampled = pairs[:, :, drawn].mean(-1).transpose(1, 2)  # (2, 4000, 2)
+    spread = constraint.slack_of(resampled).std(0)
+    torch.testing.assert_close(constraint.standard_error(pairs), spread, rtol=0.05, atol=0)

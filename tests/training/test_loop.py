@@ -157,31 +157,43 @@ def test_the_best_epoch_is_a_feasible_one_first(monkeypatch):
 
     def validate():
         loss, slack = next(outcomes)
-        return loss, loss, slack
+        return loss, loss, slack, torch.zeros(3)
 
     monkeypatch.setattr(training, "_validate", validate)
     assert [epoch.best for epoch in training.run()] == [True, True, True, True, False]
     assert training.best_epoch == 4
 
 
-def test_an_epoch_feasible_with_the_margin_goes_before_one_that_is_just_feasible(monkeypatch):
-    training = make(epochs=3, constraint=Distance(epsilon=0.3, margin=0.1))
-    outcomes = iter([(1.0, -0.05), (3.0, -0.2), (2.0, -0.05)])
+def test_the_surer_an_epoch_is_feasible_the_earlier_it_goes(monkeypatch):
+    """With the margin, then at 95 % confidence, then by the mean; the losses alone say otherwise."""
+    training = make(epochs=4, constraint=Distance(epsilon=0.3, margin=0.1))
+    outcomes = iter([(1.0, -0.05, 0.06), (2.0, -0.05, 0.04), (3.0, -0.2, 0.3), (0.5, -0.09, 0.0)])
 
     def validate():
-        loss, slack = next(outcomes)
-        return loss, loss, torch.full((3,), slack)
+        loss, slack, uncertainty = next(outcomes)
+        return loss, loss, torch.full((3,), slack), torch.full((3,), uncertainty)
 
     monkeypatch.setattr(training, "_validate", validate)
     epochs = list(training.run())
-    assert [epoch.best for epoch in epochs] == [True, True, False]
+    assert [epoch.best for epoch in epochs] == [True, True, True, False]
     assert all(epoch.feasible for epoch in epochs)
+
+
+def test_validation_returns_half_the_width_of_the_95_percent_interval():
+    training = make()
+    training.network.start = "zero"
+    path = training.network(VAL.obs, generator=generator(0, "any"))
+    pairs = torch.stack(training.constraint.measures(PROBLEM, path, VAL))
+    expected = 1.96 * training.constraint.standard_error(pairs)
+    torch.testing.assert_close(training._validate()[3], expected)
 
 
 def test_patience(monkeypatch):
     training = make(epochs=50, patience=3)
     losses = iter([3.0, 1.0, 2.0, 2.0, 2.0])
-    monkeypatch.setattr(training, "_validate", lambda: (next(losses), 0.0, torch.zeros(3)))
+    monkeypatch.setattr(
+        training, "_validate", lambda: (next(losses), 0.0, torch.zeros(3), torch.zeros(3))
+    )
     assert len(list(training.run())) == 5
     assert training.finished()
 
@@ -207,7 +219,9 @@ def test_stops_before_the_update_and_names_the_layer():
 
 def test_a_validation_that_is_not_finite_is_no_epoch(monkeypatch):
     training = make()
-    monkeypatch.setattr(training, "_validate", lambda: (math.nan, 0.0, torch.zeros(3)))
+    monkeypatch.setattr(
+        training, "_validate", lambda: (math.nan, 0.0, torch.zeros(3), torch.zeros(3))
+    )
     with pytest.raises(NotFinite, match=r"epoch 1: the validation loss or slack is not finite"):
         next(training.run())
     assert training.epochs_done == 0
