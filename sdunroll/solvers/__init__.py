@@ -2,7 +2,14 @@
 
 from sdunroll.solvers.dictionary_learning import DictionaryLearning
 from sdunroll.solvers.harmonic import harmonic_fill
-from sdunroll.solvers.lasso import Admm, LassoSolution, NotConverged, duality_gap, solve_lasso
+from sdunroll.solvers.lasso import (
+    Admm,
+    LassoSolution,
+    NotConverged,
+    duality_gap,
+    polish,
+    solve_lasso,
+)
 from sdunroll.solvers.proximal import fista, ista, lipschitz, soft_threshold
 
 __all__ = [
@@ -15,6 +22,7 @@ __all__ = [
     "harmonic_fill",
     "ista",
     "lipschitz",
+    "polish",
     "soft_threshold",
     "solve_lasso",
 ]

@@ -208,7 +208,7 @@ class Training:
 
     def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One primal step; the loss and the moments it saw, detached."""
-        noise = self.settings.noise.between_layers(self.problem, batch.obs, self.noise_rng)
+        noise = self.settings.noise.between_layers(self.problem, batch, self.noise_rng)
         layer = self.stage.layer
         if self.stage.alone:
             noise = _detached_before(layer, noise)
