@@ -117,7 +117,9 @@ class SparseCoding(Problem):
     def baselines(self, obs: Tensor) -> dict[str, Iterator[Tensor]]:
         start = obs.new_zeros(len(obs), self.dictionary.shape[1])
         return {
-            name: solver(self.dictionary, obs, float(self.alpha), start=start)
+            name: solver(
+                self.dictionary, obs, float(self.alpha), start=start, constant=self.lipschitz
+            )
             for name, solver in (("ista", solvers.ista), ("fista", solvers.fista))
         }
 

@@ -101,6 +101,23 @@ def baseline_table(metrics: dict[str, Any]) -> str:
     return aligned(header, rows)
 
 
+def cost_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A row a number of problems and a solver: the network's time, the solver's, how they compare."""
+    lines = []
+    for row in rows:
+        start = [str(row["problems"]), f"{1000 * row['seconds']:.3g} ms"]
+        for name, found in row["solvers"].items():
+            goals = {"": found} if "seconds" in found else found
+            for goal, cost in goals.items():
+                what = f"{name} {goal.replace('_', ' the same ')}".strip()
+                if cost is None:
+                    lines.append([*start, what, "not reached", ""])
+                    continue
+                ratio = cost["seconds"] / row["seconds"]
+                lines.append([*start, what, f"{1000 * cost['seconds']:.3g} ms", f"{ratio:.2g}"])
+    return aligned(["problems", "network", "solver", "its time", "times the network's"], lines)
+
+
 def guarantee_table(theory: dict[str, Any]) -> str:
     """The gradient norm at each layer beside the bound of the paper's recursion."""
     rows = [
