@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from sdunroll import checks, metrics, theory
+from sdunroll import metrics
 from sdunroll.commands.assemble import Experiment, load_best, log_to, seed_of, set_up_torch
+from sdunroll.commands.bounds import Bounds
 from sdunroll.cost import inference_cost
 from sdunroll.data import Batch
 from sdunroll.randomness import generator
@@ -29,7 +30,7 @@ def main(config: DictConfig) -> None:
             experiment.network, experiment.problem, experiment.constraint, test, seed=seed
         )
         result = _result(experiment, test, measured, seed)
-        result["theory"] = _theory(experiment, measured, seed, config.delta)
+        result["theory"] = Bounds(experiment, test, seed=seed, delta=config.delta)()
         run.write_json("eval/metrics.json", result)
         baselines = result["baselines"]
         costs = inference_cost(experiment.network, experiment.problem, test, baselines)
@@ -86,31 +87,6 @@ def _result(
         ),
         "baseline_limit": BASELINE_LIMIT,
     }
-
-
-def _theory(
-    experiment: Experiment, measured: metrics.LayerFigures, seed: int, delta: float
-) -> dict[str, Any] | None:
-    """The paper's bounds of the gradient norm; None where layers have objectives of their own."""
-    checks.number("delta", delta, above=0, below=1)
-    if experiment.network.problems() is not None:
-        return None
-    constraint = experiment.constraint
-    train = metrics.evaluate(
-        experiment.network,
-        experiment.problem,
-        constraint,
-        experiment.instances("train"),
-        seed=seed,
-    )
-    found = theory.guarantee(
-        train.states["gradient_norm"],
-        measured.states["gradient_norm"],
-        epsilon=min(constraint.epsilon),
-        delta=delta,
-        first_layer=constraint.first_layer,
-    )
-    return found.as_dict()
 
 
 @torch.no_grad()

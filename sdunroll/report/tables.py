@@ -140,6 +140,33 @@ def guarantee_table(theory: dict[str, Any]) -> str:
     )
 
 
+def shift_table(result: dict[str, Any]) -> str:
+    """A row a shifted level: how far the observations moved, what that leaves, the bound beside what
+    was measured after the last layer."""
+    shifted = [(row["level"], row["theory"]) for row in result["levels"] if row["theory"]]
+    rows = [
+        [
+            f"{level:g}",
+            f"{found['shift']:.3g}",
+            f"{found['generalisation']:.3g}",
+            f"{found['measured'][-1]:.4g}",
+            f"{found['bound'][-1]:.4g}",
+            "yes" if all(found["holds"]) else "no",
+        ]
+        for level, found in shifted
+    ]
+    header = [
+        "level",
+        "shift d",
+        "zeta + 2 M d",
+        "gradient norm",
+        "its bound",
+        "holds at every layer",
+    ]
+    note = "d: sliced Wasserstein distance between the observations, estimated; zeta and M measured"
+    return f"{aligned(header, rows)}\n{note}; given: delta {shifted[0][1]['delta']:g}"
+
+
 def level_table(result: dict[str, Any]) -> str:
     """A row a level; with a second run, its figures and the ratio of the final distances."""
     columns = _columns(result["levels"][0])
