@@ -6,6 +6,7 @@ Legend: L layers, N instances, R bootstrap resamples.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -197,12 +198,12 @@ def baseline_figures(
 
     Args:
         distance_goal, gap_goal: the mean distance and the mean objective gap to reach.
-        limit: iterations after which the search is given up.
+        limit: iterations after which the search is given up and the solver taken to have converged.
 
     Returns:
-        by solver ``iterations`` (None for one that does not iterate), the figures,
-        ``iterations_to_final_distance`` and ``iterations_to_final_objective`` (None if more than
-        ``limit``, or without iterations).
+        by solver ``iterations`` (None for one that does not iterate), the figures, under ``converged``
+        those after ``limit`` iterations, ``iterations_to_final_distance`` and
+        ``iterations_to_final_objective`` (None if more than ``limit``, or without iterations).
     """
     resample = Bootstrap(len(data.obs), seed=seed)
     least = float(problem.objective(data.target, data.obs).mean()) + gap_goal
@@ -212,27 +213,26 @@ def baseline_figures(
         values = {name: value.double().cpu() for name, value in found.items()}
         return {name: summarise(value, resample(value))[0] for name, value in values.items()}
 
-    def reaches(y: Tensor) -> dict[str, bool]:
-        return {
-            "distance": float(distance(y, data.target).mean()) <= distance_goal,
-            "objective": float(problem.objective(y, data.obs).mean()) <= least,
-        }
+    def reaches(y: Tensor, goal: str) -> bool:
+        if goal == "distance":
+            return float(distance(y, data.target).mean()) <= distance_goal
+        return float(problem.objective(y, data.obs).mean()) <= least
 
     found = {}
     for name, states in problem.baselines(data.obs).items():
         row: dict[str, Any] = {"iterations": None}
         reached: dict[str, int | None] = {"distance": None, "objective": None}
-        for count, y in enumerate(states):
+        for count, y in enumerate(islice(states, max(limit, iterations) + 1)):
             if count == 0:
                 first = y
             if count == iterations:
                 row = {"iterations": iterations, **figures(y)}
-            for goal, there in reaches(y).items():
-                if there and reached[goal] is None:
+            for goal, before in reached.items():
+                if before is None and reaches(y, goal):
                     reached[goal] = count
-            if count >= iterations and (None not in reached.values() or count >= limit):
-                break
         if row["iterations"] is None:  # its one answer
             row, reached = row | figures(first), dict.fromkeys(reached)
+        else:
+            row["converged"] = {"iterations": count, **figures(y)}
         found[name] = row | {f"iterations_to_final_{goal}": n for goal, n in reached.items()}
     return found

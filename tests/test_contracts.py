@@ -308,7 +308,11 @@ UNDISTURBED_AND_DISTURBED = {
 @pytest.mark.parametrize("choice", choices("perturbation"))
 @pytest.mark.parametrize("problem", choices("problem"))
 def test_perturbation(choice, problem):
-    smaller = ["perturbation.size=4"] if choice == "mask_moved" else []
+    smaller = {
+        "mask_moved": ["perturbation.size=4"],
+        "adversarial": ["perturbation.steps=2"],
+        "adversarial_layer": ["perturbation.steps=2"],
+    }.get(choice, [])
     config = composed(f"perturbation={choice}", "run=none", *smaller, command="perturb")
     assert config.name == choice
     experiment = assemble(composed(*TINY_OF[problem]), CPU)

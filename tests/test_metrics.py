@@ -1,3 +1,5 @@
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
@@ -112,6 +114,10 @@ def test_baselines(setting):
             (next(states) - batch.target).norm(dim=1).mean().item() for _ in range(reached + 1)
         ]
         assert distances[-1] <= 0.5 < min(distances[:-1])
+        end = next(islice(problem.baselines(batch.obs)[name], 300, None))
+        assert row["converged"]["iterations"] == 300
+        distance = (end - batch.target).norm(dim=1).mean().item()
+        assert row["converged"]["distance"]["mean"] == pytest.approx(distance, rel=1e-5, abs=1e-12)
         best = problem.objective(batch.target, batch.obs).mean()
         states = problem.baselines(batch.obs)[name]
         gaps = [

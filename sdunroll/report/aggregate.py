@@ -139,8 +139,8 @@ def _overview(methods: Sequence[Method]) -> Table:
         if name == "distance":  # known without an evaluation
             path = ("summary", "final_distance")
         cells = [Cell.of(method.values(*path)) for method in methods]
-        for solver, method, _ in solvers:  # seeds of the network make no difference to it
-            values = set(method.values("metrics", "baselines", solver, name))
+        for place, method, _ in solvers:  # seeds of the network make no difference to it
+            values = set(method.values("metrics", "baselines", *place, name))
             cells.append(Cell.of(sorted(values)))
         columns.append(Column(title, cells, digits, better))
     rows = [method.name for method in methods] + [text for _, _, text in solvers]
@@ -154,20 +154,24 @@ def _share(values: Sequence[float]) -> Cell | None:
     return None if cell is None else Cell(cell.mean, None, cell.count)
 
 
-def _solvers(methods: Sequence[Method]) -> list[tuple[str, Method, str]]:
-    """The classical solvers that the first evaluated method was compared with: name, method, text."""
+def _solvers(methods: Sequence[Method]) -> list[tuple[tuple[str, ...], Method, str]]:
+    """The classical solvers that the first evaluated method was compared with, after as many iterations
+    as it has layers and in the end: place among the baselines, method, text."""
     for method in methods:
         for record in method.records:
             if record.metrics is not None:
-                return [
-                    (name, method, _solver_text(name, row["iterations"]))
-                    for name, row in record.metrics["baselines"].items()
-                ]
+                found: list[tuple[tuple[str, ...], Method, str]] = []
+                for name, row in record.metrics["baselines"].items():
+                    found.append(((name,), method, _solver_text(name, row["iterations"])))
+                    if end := row.get("converged"):
+                        place = (name, "converged")
+                        found.append((place, method, _solver_text(name, end["iterations"])))
+                return found
     return []
 
 
 def _solver_text(name: str, iterations: int | None) -> str:
-    return name if iterations is None else f"{name.upper()}, {iterations} iterations"
+    return name if iterations is None else f"{name.upper()}, {iterations:,} iterations"
 
 
 def _depth(methods: Sequence[Method]) -> int:
