@@ -245,10 +245,10 @@ def main() -> None:
     if suite.options.scale == "paper" and "CELEBA_HQ" not in os.environ:
         raise SystemExit("CELEBA_HQ: expected a folder of pictures in this variable, found none")
     suite.run()
-    folders = suite.finished()
     suite.report("inpainting", suite.scale.parts)
     if suite.options.scale != "small":
         return
+    folders = suite.finished([part for part in PARTS if part not in ("methods", "paper")])
     found = {
         name: {seed: figures(folder) for seed, folder in runs.items()}
         for name, runs in folders.items()

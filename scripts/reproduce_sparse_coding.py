@@ -83,9 +83,7 @@ TINY = ["data.size=8", "data.num_train=300", "data.num_val=100", "data.num_test=
 TINY += ["problem.learner.passes=1", "network.num_layers=3", "training.epochs=3"]
 SCALES = {
     "smoke": Scale(
-        ["methods"], [0], 0.2, "2 cores", TINY,
-        dict.fromkeys(("layer_noise", "layer_noise_absolute", "adversarial_layer"), "[0,1]")
-        | dict.fromkeys(("input_noise", "adversarial"), "[0,0.1]"),
+        ["methods"], [0], 0.2, "2 cores", TINY, dict.fromkeys(PERTURBATIONS, "[0,0.5]")
     ),
     "small": Scale(["methods"], [0, 1, 2], 3, "2 cores"),
     # 26.6 PFLOP a run: 5,000 epochs of 62.5 steps of 85 GFLOP; by arithmetic, not measured
@@ -203,10 +201,10 @@ def samples_table(found: dict[str, dict[int, Path]]) -> str:
 def main() -> None:
     suite = Suite("sparse_coding", PARTS, SCALES, __doc__ or "")
     suite.run()
-    folders = suite.finished()
     suite.report("sparse_coding", suite.scale.parts)
     if suite.options.scale != "small":
         return
+    folders = suite.finished([part for part in PARTS if part != "paper_methods"])
     counts = {name: runs for name, runs in folders.items() if name.startswith("samples")}
     if "gradient" in folders:
         counts["samples_8000"] = folders["gradient"]

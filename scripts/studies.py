@@ -174,10 +174,10 @@ class Suite:
             bad = [job.folder for job, good in zip(jobs, results, strict=True) if not good]
             raise SystemExit(f"not done: {', '.join(map(str, bad))}; see --status, then run again")
 
-    def finished(self) -> dict[str, dict[int, Path]]:
-        """The finished runs of all parts, by study and seed."""
+    def finished(self, parts: Sequence[str]) -> dict[str, dict[int, Path]]:
+        """The finished runs of ``parts``, by study and seed."""
         found: dict[str, dict[int, Path]] = {}
-        for job in self.jobs([*self.parts]):
+        for job in self.jobs(parts):
             if job.state() == "done":
                 found.setdefault(job.study.name, {})[job.seed] = job.folder
         return found
@@ -234,9 +234,14 @@ def _call_missing(job: Job, threads: int) -> None:
         begun = (folder / "checkpoints" / "last.pt").exists()
         fresh = [*job.overrides, f"hydra.run.dir={folder}"]
         call(["train", *([f"resume={folder}"] if begun else fresh)], threads)
+    together: dict[str, list[str]] = {}  # one process for all that have the same levels
     for name, levels in job.perturbations.items():
         if not (folder / "perturb" / f"{name}.json").exists():
-            call(["perturb", f"run={folder}", f"perturbation={name}", f"levels={levels}"], threads)
+            together.setdefault(levels, []).append(name)
+    for levels, names in together.items():
+        several = ["-m"] * (len(names) > 1)
+        wanted = [f"run={folder}", f"perturbation={','.join(names)}", f"levels={levels}"]
+        call(["perturb", *several, *wanted], threads)
     if not (folder / "eval" / "metrics.json").exists():
         call(["eval", f"run={folder}"], threads)
 
