@@ -4,6 +4,7 @@ Every file is written whole or not at all; ``history.csv`` grows by whole rows.
 """
 
 import csv
+import io
 import json
 import os
 import platform
@@ -15,13 +16,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from sdunroll.cache import WriteError, load_checked, write_atomically
 from sdunroll.checks import UserError
 
 FORMAT = 1  # of the run directory; raised when an older one could be misread
+LARGEST_CONFIG, DEEPEST_CONFIG = 2**18, 50  # bytes and levels of a config.yaml
 PACKAGES = ("sdunroll", "torch", "numpy", "hydra-core", "omegaconf", "scikit-image", "matplotlib")
 
 
@@ -57,10 +59,13 @@ class Run:
             )
 
     def _read_config(self) -> DictConfig:
+        path = self.folder / "config.yaml"
         try:
-            config = OmegaConf.load(self.folder / "config.yaml")
-        except (OSError, ValueError, OmegaConfBaseException, SyntaxError) as error:
-            raise self._damaged("config.yaml", error) from error
+            if path.stat().st_size > LARGEST_CONFIG:
+                raise ValueError(f"larger than {LARGEST_CONFIG} bytes")
+            text = path.read_text(encoding="utf-8")
+            _check_plain(text)
+            config = OmegaConf.load(io.StringIO(text))
         except Exception as error:  # the YAML parser's errors share no base but Exception
             raise self._damaged("config.yaml", error) from error
         if not isinstance(config, DictConfig):
@@ -161,6 +166,21 @@ class Run:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = lines[: epochs + 1]
         write_atomically(path, lambda target: _write_text(target, "".join(kept)))
+
+
+def _check_plain(text: str) -> None:
+    """Errors: ``ValueError`` for YAML that does more than say: a configuration is saved resolved, and
+    what is nested without end, refers to itself or to the environment was put there by others."""
+    depth = 0
+    for event in yaml.parse(text):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("an alias, where all is written out")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST_CONFIG:
+            raise ValueError(f"nested more than {DEEPEST_CONFIG} deep")
+    if "${" in text:
+        raise ValueError("an interpolation ${...}, where all is resolved")
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from sdunroll import checks
+from sdunroll import checks, trust
 from sdunroll.allocator import keep_freed_memory
 from sdunroll.cache import Cache
 from sdunroll.constraints import DescentConstraint
@@ -144,9 +144,20 @@ def assemble(
     )
 
 
-def load_best(folder: str, device: torch.device) -> tuple[Run, Experiment]:
-    """The run in ``folder`` with the weights of its best epoch."""
+def trusted_run(folder: str, trusted: Any) -> Run:
+    """The run in ``folder``, whose configuration names nothing but what may be called.
+
+    Args:
+        trusted: the setting ``trust`` of the command that loads it.
+    """
     run = Run(folder)
+    trust.check(run.config, trust.packages(trusted), str(run.folder / "config.yaml"))
+    return run
+
+
+def load_best(folder: str, device: torch.device, trusted: Any = ()) -> tuple[Run, Experiment]:
+    """The run in ``folder`` with the weights of its best epoch; see :func:`trusted_run`."""
+    run = trusted_run(folder, trusted)
     return run, assemble(run.config, device, run.load_checkpoint("best"))
 
 

@@ -21,7 +21,7 @@ def main(config: DictConfig) -> None:
     """Evaluate the run in ``config.run`` and write ``eval/`` into it."""
     with log_to(Path(config.run), "eval/eval.log"):
         device = set_up_torch(config)
-        run, experiment = load_best(config.run, device)
+        run, experiment = load_best(config.run, device, config.trust)
         seed = seed_of(config, run)
         test = experiment.instances("test")
         measured = metrics.evaluate(

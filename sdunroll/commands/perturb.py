@@ -33,8 +33,10 @@ def main(config: DictConfig) -> None:
         levels = _levels(config.levels)
         disturbances = [instantiate(config, "perturbation", level=level) for level in levels]
         device = set_up_torch(config)
-        run, experiment = load_best(config.run, device)
-        other = None if config.against is None else load_best(config.against, device)
+        run, experiment = load_best(config.run, device, config.trust)
+        other = None
+        if config.against is not None:
+            other = load_best(config.against, device, config.trust)
         if other is not None:
             targets_alone = disturbances[0].replaces_observations
             _check_comparable(experiment, other[1], config.against, targets_alone)

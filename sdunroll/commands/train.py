@@ -14,13 +14,19 @@ from tqdm import tqdm
 from sdunroll import metrics
 from sdunroll.cache import WriteError
 from sdunroll.checks import InvalidValue, UserError, boolean
-from sdunroll.commands.assemble import Experiment, assemble, instantiate, set_up_torch
+from sdunroll.commands.assemble import Experiment, assemble, instantiate, set_up_torch, trusted_run
 from sdunroll.runs import Run, collect_provenance, peak_memory_bytes
 from sdunroll.training import Epoch, Training
 
 log = logging.getLogger(__name__)
 
-RESUMABLE = ("training.stop_after", "device", "threads", "resume")  # what may change when going on
+RESUMABLE = (
+    "training.stop_after",
+    "device",
+    "threads",
+    "trust",
+    "resume",
+)  # what may change when going on
 
 
 def main(config: DictConfig) -> None:
@@ -104,6 +110,7 @@ def _begin(config: DictConfig) -> tuple[Training, Experiment, Run]:
     )
     resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     assert isinstance(resolved, DictConfig)
+    del resolved["trust"]  # it is the reader's to say, not the run's
     return (
         training,
         experiment,
@@ -112,7 +119,7 @@ def _begin(config: DictConfig) -> tuple[Training, Experiment, Run]:
 
 
 def _go_on(config: DictConfig) -> tuple[Training, Experiment, Run]:
-    run = Run(config.resume)
+    run = trusted_run(config.resume, config.trust)
     given = HydraConfig.get().overrides.task
     refused = [item for item in given if item.split("=")[0].lstrip("+~") not in RESUMABLE]
     if refused:

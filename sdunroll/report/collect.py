@@ -17,7 +17,12 @@ from sdunroll.runs import Run, RunError
 
 # settings that do not make another method
 OWN = ("seed", "device", "threads", "resume")
-HIDDEN = (*OWN, "training.stop_after", "hydra")  # overrides that a method's name leaves out
+HIDDEN = (
+    *OWN,
+    "training.stop_after",
+    "trust",
+    "hydra",
+)  # overrides that a method's name leaves out
 
 
 @dataclass(frozen=True)
