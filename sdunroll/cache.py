@@ -82,6 +82,8 @@ def load_checked(path: Path) -> dict:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(record.compress_type for record in archive.infolist()):
+                raise ValueError("packed, which torch.save does not do, and could fill the memory")
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"record {damaged} does not match its checksum")

@@ -68,7 +68,16 @@ def evil(path):
     torch.save({"key": "", "tensors": os.system}, path)  # a global that weights_only refuses
 
 
-@pytest.mark.parametrize("damage", [cut, empty, flip, replace, evil])
+def pack(path):
+    """The same records, but packed: a small file that could be one without end."""
+    with zipfile.ZipFile(path) as archive:
+        records = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in records.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, flip, replace, evil, pack])
 def test_a_damaged_entry_is_noticed_and_rebuilt(tmp_path, damage, caplog):
     compute = Counter()
     Cache(tmp_path).tensors(KEY, compute)

@@ -30,6 +30,7 @@ PICTURED = 100  # test pictures from which one is chosen to be shown
 def main(config: DictConfig) -> None:
     """Perturb the run in ``config.run`` and write ``perturb/NAME.json`` into it."""
     with log_to(Path(config.run), "perturb/perturb.log"):
+        checks.file_stem("name", config.name)
         levels = _levels(config.levels)
         disturbances = [instantiate(config, "perturbation", level=level) for level in levels]
         device = set_up_torch(config)

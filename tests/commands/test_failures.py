@@ -97,6 +97,7 @@ def test_the_traceback_is_shown_when_asked_for(sdunroll, monkeypatch):
         (["perturb", "run=x", "levels=[]"], ["levels: expected a list of numbers"]),
         (["perturb", "run=x", "levels=[-1]"], ["levels", "got -1"]),
         (["perturb", "run=x", "perturbation=noise"], ["perturbation: expected one of"]),
+        (["perturb", "run=x", "name=../../out"], ["name: expected letters", "got '../../out'"]),
         (["eval", "run=x", "sead=1"], ["did you mean seed?"]),
         (["eval", "outputs/x"], ["did you mean run=outputs/x?"]),
     ],
