@@ -15,8 +15,8 @@ class InvalidValue(UserError, ValueError):
 
 
 def integer(name: str, value: object, *, low: int = 1) -> int:
-    """Return ``value`` as an int not below ``low``, or raise :class:`InvalidValue`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+    """Return ``value`` as an int from ``low`` to 2^63 - 1, or raise :class:`InvalidValue`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) < 2**63:
         raise InvalidValue(f"{name}: expected a whole number of at least {low}, got {value!r}")
     return int(value)
 

@@ -38,7 +38,7 @@ OF_TORCH = frozenset(
 
 def packages(given: object) -> list[str]:
     """The setting ``trust`` as a list of packages. Errors: anything but a list of dotted names."""
-    names = list(given) if isinstance(given, ListConfig | list) else None
+    names = list(given) if isinstance(given, ListConfig | list | tuple) else None
     if names is None or not all(isinstance(name, str) and _is_dotted(name) for name in names):
         raise InvalidValue(f"trust: expected a list of packages such as [my_network], got {given}")
     return names

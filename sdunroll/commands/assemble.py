@@ -13,9 +13,10 @@ from omegaconf import DictConfig
 
 from sdunroll import checks, trust
 from sdunroll.allocator import keep_freed_memory
-from sdunroll.cache import Cache
+from sdunroll.cache import Cache, WriteError
 from sdunroll.constraints import DescentConstraint
 from sdunroll.data import Batch, Source, Split
+from sdunroll.lock import held
 from sdunroll.networks import UnrolledNetwork
 from sdunroll.problems import Problem
 from sdunroll.randomness import generator
@@ -55,9 +56,9 @@ def instantiate(config: DictConfig, group: str, **arguments: Any) -> Any:
     import hydra.utils
     from hydra.errors import InstantiationException
 
-    if group not in config:
+    if not isinstance(config.get(group), DictConfig):
         raise checks.UserError(
-            f"config.yaml: expected settings under {group!r}, found none; train again"
+            f"config.yaml: expected settings under {group!r}, found {config.get(group)!r}"
         )
 
     try:
@@ -75,10 +76,15 @@ def instantiate(config: DictConfig, group: str, **arguments: Any) -> Any:
             # the problem's operator is configured in a group of its own
             place = place.replace("problem.operator", "operator")
             raise checks.InvalidValue(f"{place}.{cause}") from error
-        reason = " ".join(str(cause or error).split())
-        raise checks.UserError(
-            f"{group}: expected settings that make {config[group].get('_target_')}, got: {reason}"
-        ) from error
+        raise _unfit(config, group, cause or error) from error
+    except TypeError as error:
+        raise _unfit(config, group, error) from error
+
+
+def _unfit(config: DictConfig, group: str, error: BaseException) -> checks.UserError:
+    reason = " ".join(str(error).split())
+    target = config[group].get("_target_")
+    return checks.UserError(f"{group}: expected settings that make {target}, got: {reason}")
 
 
 def set_up_torch(config: DictConfig) -> torch.device:
@@ -113,7 +119,7 @@ def assemble(
         config: of ``sdunroll train``.
     """
     checks.integer("seed", config.seed, low=0)
-    if config.get("operator") is not None and "operator" not in config.problem:
+    if config.get("operator") is not None and "operator" not in (config.problem or ()):
         raise checks.InvalidValue(
             "operator: expected none, since this problem observes its signals as they are; leave it "
             "out or take problem=glow_prox"
@@ -168,16 +174,26 @@ def seed_of(config: DictConfig, run: Run) -> int:
 
 
 @contextmanager
-def log_to(folder: Path, name: str) -> Iterator[None]:
-    """Log to ``name`` in a run directory as well; an exception that passes leaves its traceback there.
+def working_in(folder: Path, name: str) -> Iterator[None]:
+    """Work on the results ``name`` in a run directory, such as ``eval/eval``, as the only process.
 
-    Nothing is written into a folder that is no run's.
+    An exception that passes leaves its traceback in the log beside them. Nothing is written into a
+    folder that is no run's. Errors: :class:`sdunroll.lock.Busy`.
     """
     if not (folder / "config.yaml").is_file():
         yield
         return
-    path = folder / name
-    path.parent.mkdir(exist_ok=True)
+    part = folder / Path(name).parent
+    try:
+        part.mkdir(exist_ok=True)
+    except OSError as error:
+        raise WriteError(part, error) from error
+    with held(folder / f"{name}.lock"), _log_to(part / f"{part.name}.log"):
+        yield
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
     logger = logging.getLogger()

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 from sdunroll import checks, metrics, theory
-from sdunroll.commands.assemble import Experiment, load_best, log_to, seed_of, set_up_torch
+from sdunroll.commands.assemble import Experiment, load_best, seed_of, set_up_torch, working_in
 from sdunroll.data import Batch
 from sdunroll.randomness import generator
 from sdunroll.report import figures, tables
@@ -19,7 +19,7 @@ SHOWN = 6  # signals in the picture of reconstructions
 
 def main(config: DictConfig) -> None:
     """Evaluate the run in ``config.run`` and write ``eval/`` into it."""
-    with log_to(Path(config.run), "eval/eval.log"):
+    with working_in(Path(config.run), "eval/eval"):
         device = set_up_torch(config)
         run, experiment = load_best(config.run, device, config.trust)
         seed = seed_of(config, run)

@@ -12,9 +12,9 @@ from sdunroll.commands.assemble import (
     Experiment,
     instantiate,
     load_best,
-    log_to,
     seed_of,
     set_up_torch,
+    working_in,
 )
 from sdunroll.commands.eval import as_pictures
 from sdunroll.constraints import distance
@@ -29,8 +29,8 @@ PICTURED = 100  # test pictures from which one is chosen to be shown
 
 def main(config: DictConfig) -> None:
     """Perturb the run in ``config.run`` and write ``perturb/NAME.json`` into it."""
-    with log_to(Path(config.run), "perturb/perturb.log"):
-        checks.file_stem("name", config.name)
+    name = checks.file_stem("name", config.name)
+    with working_in(Path(config.run), f"perturb/{name}"):
         levels = _levels(config.levels)
         disturbances = [instantiate(config, "perturbation", level=level) for level in levels]
         device = set_up_torch(config)
@@ -44,7 +44,7 @@ def main(config: DictConfig) -> None:
         seed = seed_of(config, run)
         perturb = partial(_perturb, disturbances=disturbances, seed=seed)
         result = {
-            "perturbation": config.name,
+            "perturbation": name,
             "label": _label(run),
             "notice": experiment.source.notice,
             "first_layer": experiment.constraint.first_layer,
@@ -56,13 +56,13 @@ def main(config: DictConfig) -> None:
             result["against"] = {
                 "run": str(against.folder), "label": _label(against), **perturb(second)
             }  # fmt: skip
-        run.write_json(f"perturb/{config.name}.json", result)
+        run.write_json(f"perturb/{name}.json", result)
         folder = run.folder / "perturb" / "figures"
-        figures.levels(result, folder / f"{config.name}.png")
+        figures.levels(result, folder / f"{name}.png")
         if "psnr" in result["levels"][0]:
             both = [experiment] if other is None else [experiment, other[1]]
             names = [result["label"]] if other is None else [result["label"], _label(other[0])]
-            _picture_levels(both, names, disturbances, seed, folder / f"{config.name}_pictures.png")
+            _picture_levels(both, names, disturbances, seed, folder / f"{name}_pictures.png")
     print(tables.level_table(result))
     if result["notice"]:
         print(f"data: {result['notice']}")
