@@ -5,6 +5,7 @@ by another format. A lock file an entry lets one process compute while the other
 with its owner.
 """
 
+import glob
 import hashlib
 import json
 import logging
@@ -49,11 +50,15 @@ def digest(tensor: Tensor) -> str:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, sync it and put it in place of ``path``.
 
+    The folder must be there: one that was moved away is not made again, with half of its files.
+    Temporary files of writers that were killed are removed; two at once is what locks are for.
+
     Errors: :class:`WriteError`; what stood at ``path`` before is then still there.
     """
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            left.unlink(missing_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
         temporary = Path(name)

@@ -137,6 +137,7 @@ class Run:
 
         self._check_there()
         path = self._checkpoint(name)
+        path.parent.mkdir(exist_ok=True)
         if name == "last" and path.exists():
             write_atomically(self._checkpoint("previous"), lambda target: _link(path, target))
         entry = {"format": self.format, "run": self.identity, "name": name, **state}

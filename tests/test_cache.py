@@ -186,6 +186,7 @@ def test_a_full_disk_while_saving_tensors():
     with pytest.raises(RuntimeError):
         torch.save(make(), "/dev/full")
     path = Path("/dev/shm") / "sdunroll-test" / "entry"
+    path.parent.mkdir()
     with pytest.raises(WriteError, match="make room"):
         write_atomically(path, lambda _: torch.save(make(), "/dev/full"))
     assert not list(path.parent.iterdir())

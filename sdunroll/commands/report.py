@@ -69,6 +69,7 @@ def _report(records: list[Record], methods: list[Method], folder: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
     write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 

@@ -53,6 +53,7 @@ def _figure(path: Path, width: float, height: float, notice: str | None = None) 
         if notice:
             figure.suptitle(notice, fontsize=8, x=0.01, ha="left")
         yield figure
+        path.parent.mkdir(exist_ok=True)
         write_atomically(path, lambda target: figure.savefig(target, format="png"))
 
 

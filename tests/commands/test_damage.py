@@ -118,8 +118,9 @@ def test_a_run_directory_of_the_format_before_is_read(sdunroll, run):
     new = Run(run)
     provenance = new.provenance | {"format": 1}
     for path in (run / "checkpoints").iterdir():
-        state = {name: value for name, value in weights(run, path.stem).items() if name not in ("run", "name")}  # fmt: skip
-        torch.save(state | {"format": 1}, path)
+        state = weights(run, path.stem) | {"format": 1}
+        del state["run"], state["name"]
+        torch.save(state, path)
     new.write_json("provenance.json", provenance)
     (run / "provenance.json").write_text(
         (run / "provenance.json").read_text().replace("check", "x")
