@@ -135,6 +135,7 @@ def trials(stand: Stand, rng: random.Random, quick: bool) -> dict[str, list[Tria
     training = [number for number, path in operations if not path.startswith("cache")]
     if quick:
         preparing, training = rng.sample(preparing, 1), rng.sample(training, 1)
+    every_fourth = training[::4]
 
     def at(places: list[int], act: Callable[[], object], lasting: bool = False) -> list[Trial]:
         return [partial(train_with, stand, Fault(act, number, lasting)) for number in places]
@@ -154,8 +155,8 @@ def trials(stand: Stand, rng: random.Random, quick: bool) -> dict[str, list[Tria
         return kills
 
     def make(command: str, arguments: list[str], part: str) -> list[Trial]:
-        places = [Fault(kill, number) for number in range(1, len(stand.operations[command]) + 1)]
-        moments = [rng.uniform(0, stand.seconds[command]) for _ in range(10)]
+        places = [Fault(kill, number) for number in range(1, len(stand.operations[command]), 3)]
+        moments = [rng.uniform(0, stand.seconds[command]) for _ in range(4)]
         return [partial(make_with, stand, arguments, part, fault) for fault in [*places, *moments]]
 
     names = ("config.yaml", "provenance.json", "summary.json", "eval/metrics.json")
@@ -163,21 +164,23 @@ def trials(stand: Stand, rng: random.Random, quick: bool) -> dict[str, list[Tria
     files += [f"cache/{path.name}" for path in stand.trained.glob("cache/*.pt")]
 
     def hurt(damage: Callable[[random.Random, Path], object]) -> list[Trial]:
-        return [partial(damaged, stand, name, partial(damage, rng)) for name in files * 4]
+        return [partial(damaged, stand, name, partial(damage, rng)) for name in files * 2]
 
     return kills | {
-        "evaluation killed at each file operation, at random moments": make(
+        "evaluation killed at every third file operation, at random moments": make(
             "eval", EVAL, "run/eval"
         ),
-        "report killed at each file operation, at random moments": make("report", REPORT, "report"),
-        "training interrupted by SIGTERM": sent(signal.SIGTERM, 15),
-        "training interrupted by Ctrl-C": sent(signal.SIGINT, 15),
-        "no room on the disk from some file operation on": at(training, no_room, True),
-        "a disk that becomes read-only": at(training, read_only, True),
-        "a run directory that is moved away": at(training, move_away),
+        "report killed at every third file operation, at random moments": make(
+            "report", REPORT, "report"
+        ),
+        "training interrupted by SIGTERM": sent(signal.SIGTERM, 8),
+        "training interrupted by Ctrl-C": sent(signal.SIGINT, 8),
+        "no room on the disk from some file operation on": at(every_fourth, no_room, True),
+        "a disk that becomes read-only": at(every_fourth, read_only, True),
+        "a run directory that is moved away": at(every_fourth, move_away),
         "a truncated file": hurt(truncate),
         "a flipped bit": hurt(flip),
-        "two trainings at once": [partial(two_at_once, stand)] * 10,
+        "two trainings at once": [partial(two_at_once, stand)] * 5,
     }
 
 
