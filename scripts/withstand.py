@@ -184,6 +184,14 @@ def trials(stand: Stand, rng: random.Random, quick: bool) -> dict[str, list[Tria
     }
 
 
+def attempt(trial: Trial) -> str | None:
+    """Why a trial is lost; a check that cannot even be made is a loss too."""
+    try:
+        return trial()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few kills of a training")
@@ -194,7 +202,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as room:
         stand = Stand(Path(room), given.quick)
         for fault, tried in trials(stand, random.Random(given.seed), given.quick).items():
-            lost = [reason for trial in tried if (reason := trial()) is not None]
+            lost = [reason for trial in tried if (reason := attempt(trial)) is not None]
             rows.append({"fault": fault, "trials": len(tried), "losses": len(lost)})
             print(f"{fault}: {len(tried)} trials, {len(lost)} lost", flush=True)
             for reason in lost:

@@ -178,7 +178,10 @@ class Run:
                 raise error from None
             reason = str(error).removesuffix("; train again")
             log.warning("%s; goes on from the one before, %s", reason, state["path"])
-            return state
+        # in its place at once: the next save would else keep the damaged one and overwrite this
+        previous = self._checkpoint("previous")
+        write_atomically(self._checkpoint("last"), lambda target: _link(previous, target))
+        return state
 
     def append_history(self, row: Mapping[str, Any]) -> None:
         """Add a row to ``history.csv``, with a header if it is the first."""

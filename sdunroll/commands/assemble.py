@@ -44,8 +44,25 @@ class Experiment:
     epoch: int | None  # of the weights that were loaded
 
     def instances(self, split: Split) -> Batch:
-        """The problem's instances of a split, on the device."""
-        return self.reference.instances(self.source.signals(split)).to(self.device)
+        """The problem's instances of a split, on the device.
+
+        Errors: :class:`checks.UserError` for signals or targets that are not finite.
+        """
+        signals = self.source.signals(split)
+        _check_finite(signals, f"data: the {split} split")
+        instances = self.reference.instances(signals)
+        _check_finite(instances.obs, f"problem: the observations of the {split} split")
+        _check_finite(instances.target, f"problem: the targets of the {split} split")
+        return instances.to(self.device)
+
+
+def _check_finite(values: torch.Tensor, what: str) -> None:
+    finite = values.flatten(1).isfinite().all(1)
+    if not finite.all():
+        raise checks.UserError(
+            f"{what}: expected finite values, got others in {int((~finite).sum())} of {len(finite)}, "
+            f"first in instance {int(finite.int().argmin())}; check the data"
+        )
 
 
 def instantiate(config: DictConfig, group: str, **arguments: Any) -> Any:

@@ -1,18 +1,53 @@
 """What a training leaves in its run directory."""
 
 import logging
+from collections import deque
 from contextlib import suppress
 from typing import Any
+
+import torch
 
 from sdunroll import metrics
 from sdunroll.cache import WriteError
 from sdunroll.checks import UserError
 from sdunroll.commands.assemble import Experiment
+from sdunroll.primal_dual import stalled
 from sdunroll.provenance import peak_memory_bytes
 from sdunroll.runs import Run
 from sdunroll.training import Epoch, Training
 
 log = logging.getLogger(__name__)
+
+
+STALLED_AFTER = 50  # epochs in which a multiplier grows and its slack stays where it is
+
+
+class StallWarning:
+    """Warns, once a layer, of multipliers that grow without end while nothing moves.
+
+    Args:
+        labels: names of the constraint's rows.
+    """
+
+    def __init__(self, labels: list[str]) -> None:
+        self.labels = labels
+        self.recent: deque[Epoch] = deque(maxlen=STALLED_AFTER)
+        self.warned: set[int] = set()
+
+    def __call__(self, epoch: Epoch) -> None:
+        self.recent.append(epoch)
+        if len(self.recent) < STALLED_AFTER:
+            return
+        multipliers = torch.tensor([one.multipliers for one in self.recent])
+        slack = torch.tensor([one.slack for one in self.recent])
+        for row in set(stalled(multipliers, slack)) - self.warned:
+            self.warned.add(row)
+            log.warning(
+                "the multiplier of layer %s has grown for %d epochs, to %.3g, while its slack did not "
+                "move from %+.3f: raise training.lr, lower constraint.epsilon or constraint.margin, or "
+                "begin with a later constraint.first_layer",
+                self.labels[row], STALLED_AFTER, epoch.multipliers[row], epoch.slack[row],
+            )  # fmt: skip
 
 
 def add_cost(run: Run, seconds: float) -> None:

@@ -146,6 +146,7 @@ def _train(training: Training, experiment: Experiment, run: Run) -> None:
     """Train to the end, saving after each epoch; an interruption waits for the end of a step."""
     labels = experiment.constraint.labels(training.network.num_layers)
     steps, total = len(training.loader), training.settings.epochs
+    warn_if_stalled = saving.StallWarning(labels)
     with (
         deferred() as leave_if_asked,
         tqdm(
@@ -163,6 +164,7 @@ def _train(training: Training, experiment: Experiment, run: Run) -> None:
 
         for epoch in training.run(on_step):
             saving.save(training, experiment, run, epoch, labels)
+            warn_if_stalled(epoch)
             worst, label = epoch.val_slack[epoch.worst_row], labels[epoch.worst_row]
             log.debug(
                 "epoch %d: loss %.4g, validation %.4g, worst slack %+.3f (layer %s)",
