@@ -14,8 +14,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from sdunroll import cli
 
-for name in cli.COMMANDS:  # once, before the forks
-    importlib.import_module(f"sdunroll.commands.{name}")
+LATE = ("torch._dynamo", "skimage.color", "skimage.data", "skimage.util", "filelock", "hydra.utils")
+for name in (*(f"sdunroll.commands.{command}" for command in cli.COMMANDS), *LATE):
+    importlib.import_module(name)  # once, before the forks
 
 OPERATIONS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link")
 
