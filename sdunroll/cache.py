@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -71,7 +72,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise WriteError(path, error) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # where nothing can be written, nothing can be removed
+                temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -100,6 +102,7 @@ def load_checked(path: Path) -> dict:
 
 
 DAMAGE = (
+    OSError,  # a seek to where a damaged directory of the archive points
     zipfile.BadZipFile,
     zlib.error,
     pickle.UnpicklingError,

@@ -91,6 +91,22 @@ def test_a_damaged_entry_is_noticed_and_rebuilt(tmp_path, damage, caplog):
     assert compute.calls == 2
 
 
+def test_any_flipped_bit_is_noticed_or_without_effect(tmp_path):
+    path = tmp_path / "entry"
+    torch.save({"numbers": torch.arange(10.0)}, path)
+    whole = path.read_bytes()
+    noticed = 0
+    for place in range(0, len(whole), 5):
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        path.write_bytes(data)
+        try:
+            assert torch.equal(load_checked(path)["numbers"], torch.arange(10.0))
+        except ValueError:
+            noticed += 1
+    assert noticed > 100
+
+
 def test_another_format_is_another_entry(tmp_path, monkeypatch):
     compute = Counter()
     Cache(tmp_path).tensors(KEY, compute)
