@@ -5,6 +5,7 @@ by another format. A lock file an entry lets one process compute while the other
 with its owner.
 """
 
+import glob
 import hashlib
 import json
 import logging
@@ -14,6 +15,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -49,11 +51,15 @@ def digest(tensor: Tensor) -> str:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, sync it and put it in place of ``path``.
 
+    The folder must be there: one that was moved away is not made again, with half of its files.
+    Temporary files of writers that were killed are removed; two at once is what locks are for.
+
     Errors: :class:`WriteError`; what stood at ``path`` before is then still there.
     """
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            left.unlink(missing_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
         temporary = Path(name)
@@ -66,7 +72,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise WriteError(path, error) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # where nothing can be written, nothing can be removed
+                temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -82,6 +89,8 @@ def load_checked(path: Path) -> dict:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(record.compress_type for record in archive.infolist()):
+                raise ValueError("packed, which torch.save does not do, and could fill the memory")
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"record {damaged} does not match its checksum")
@@ -93,6 +102,7 @@ def load_checked(path: Path) -> dict:
 
 
 DAMAGE = (
+    OSError,  # a seek to where a damaged directory of the archive points
     zipfile.BadZipFile,
     zlib.error,
     pickle.UnpicklingError,

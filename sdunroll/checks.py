@@ -1,6 +1,7 @@
 """Checks of values that users set: each failure is one line that says expected, got, remedy."""
 
 import math
+import re
 from collections.abc import Collection
 from numbers import Integral, Real
 
@@ -14,8 +15,8 @@ class InvalidValue(UserError, ValueError):
 
 
 def integer(name: str, value: object, *, low: int = 1) -> int:
-    """Return ``value`` as an int not below ``low``, or raise :class:`InvalidValue`."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < low:
+    """Return ``value`` as an int from ``low`` to 2^63 - 1, or raise :class:`InvalidValue`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not low <= int(value) < 2**63:
         raise InvalidValue(f"{name}: expected a whole number of at least {low}, got {value!r}")
     return int(value)
 
@@ -55,6 +56,13 @@ def choice(name: str, value: object, allowed: Collection[str]) -> str:
     """Return ``value`` if it is one of ``allowed``, or raise :class:`InvalidValue`."""
     if not isinstance(value, str) or value not in allowed:
         raise InvalidValue(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    return value
+
+
+def file_stem(name: str, value: object) -> str:
+    """Return ``value`` if it is a word that can name a file, or raise :class:`InvalidValue`."""
+    if not isinstance(value, str) or not re.fullmatch(r"\w[\w.-]{0,99}", value):
+        raise InvalidValue(f"{name}: expected letters, digits, . - and _, got {value!r}")
     return value
 
 

@@ -14,6 +14,8 @@ from io import TextIOBase
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from sdunroll.interrupt import Terminated, raise_for
+
 COMMANDS = {
     "train": "train a network, with descent constraints or without, into a run directory",
     "eval": "measure a trained network layer by layer, beside classical solvers",
@@ -71,14 +73,6 @@ def main() -> int:
     return _run(command, rest)
 
 
-class Terminated(KeyboardInterrupt):
-    """The signal by which schedulers end a job; handled like Ctrl-C."""
-
-
-def _terminate(*_: object) -> NoReturn:
-    raise Terminated
-
-
 def config_folder() -> Path:
     """The folder of the configs: in a wheel inside the package, in a checkout beside it."""
     package = Path(__file__).resolve().parent
@@ -96,7 +90,7 @@ def _run(command: str, arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to this function
     logging.raiseExceptions = False  # a log that cannot be written must not hide the error itself
     sys.path.append(os.getcwd())  # a user's own network is found beside the user's own config
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    previous = signal.signal(signal.SIGTERM, raise_for)
     try:
         with redirect_stderr(_WithoutEcho(sys.stderr)), _one_line_usage_errors(command):
             _application(command)()
@@ -201,12 +195,16 @@ def _report_failure(error: Exception, command: str) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from sdunroll.lock import Busy
+
     settings = HydraConfig.get()
     job = ""
     if settings.mode == RunMode.MULTIRUN:
         job = f"job {settings.job.num} ({settings.job.override_dirname}): "
     print(f"error: {job}{one_line(error, command, sys.argv[1:])}", file=sys.stderr)
     error.already_shown = True  # type: ignore[attr-defined]
+    if isinstance(error, Busy):  # the log file is that of the process at work
+        return
     with suppress(OSError):  # the log file cannot be opened
         logging.getLogger("sdunroll.traceback").error("failed", exc_info=error)
 
@@ -226,6 +224,10 @@ def one_line(error: BaseException, command: str, arguments: list[str]) -> str:
 
         return explain(error, config_folder(), command, arguments)
     text = " ".join(str(error).split())
+    if text.startswith("Config group override"):  # Hydra's ValueError for dual=1
+        return f"{text}; quote a name that reads as a number: 'dual=\"1\"'"
+    if isinstance(error, RuntimeError):  # PyTorch's, with its own trace from the second line on
+        text = str(error).partition("\n")[0]
     if isinstance(error, OSError):
         return f"{text}; check the path, its permissions and the room on the disk"
     return f"{type(error).__name__}: {text}; set SDUNROLL_TRACEBACK=1 to see where"

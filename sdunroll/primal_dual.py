@@ -85,6 +85,20 @@ class ProportionalIntegral(DualUpdate):
         return integral, (integral + self.k_p * slack).clamp_min(0)
 
 
+def stalled(multipliers: Tensor, slack: Tensor) -> list[int]:
+    """The constraints whose multipliers grow without effect: in the later half of some dual steps they
+    are larger by more than a twentieth, and the slack, above 0 all along, has fallen by less.
+
+    Args:
+        multipliers, slack: after each of at least two steps, in order, (T, K) both.
+    """
+    half = len(slack) // 2
+    grows = multipliers[half:].mean(0) > 1.05 * multipliers[:half].mean(0)
+    stays = slack[half:].mean(0) > 0.95 * slack[:half].mean(0)
+    violated = (slack > 0).all(0) & (multipliers > 0).all(0)
+    return torch.nonzero(grows & stays & violated).flatten().tolist()
+
+
 class PrimalDual:
     """Multipliers, the optimizer of the weights and the dual update.
 

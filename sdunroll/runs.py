@@ -1,28 +1,29 @@
-"""The run directory: configuration, provenance, history, checkpoints, results.
+"""The run directory: configuration, history, checkpoints, results.
 
-Every file is written whole or not at all; ``history.csv`` grows by whole rows.
+Every file is written whole or not at all; ``history.csv`` grows by whole rows. Each has a checksum of
+its content, its name and the settings that make the run, so that what is damaged, or belongs to another
+run, is noticed.
 """
 
 import csv
 import json
-import os
-import platform
-import resource
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+import logging
+import shutil
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
+from sdunroll import seals
 from sdunroll.cache import WriteError, load_checked, write_atomically
 from sdunroll.checks import UserError
 
-FORMAT = 1  # of the run directory; raised when an older one could be misread
-PACKAGES = ("sdunroll", "torch", "numpy", "hydra-core", "omegaconf", "scikit-image", "matplotlib")
+log = logging.getLogger(__name__)
+
+FORMAT = 2  # of the run directory; raised when an older one could be misread
+UNCHECKED = 1  # the format before, without checksums
 
 
 class RunError(UserError):
@@ -47,29 +48,36 @@ class Run:
                 "`sdunroll train` prints the run directory as its last line"
             )
         self.config = self._read_config()
-        self.provenance = self.read_json("provenance.json")
-        found = self.provenance.get("format")
-        if found != FORMAT:
+        self.identity = seals.identity(self.config)
+        self.format: Any = UNCHECKED  # until it is known
+        provenance = self.read_json("provenance.json")
+        self.format = provenance.get("format")
+        if self.format not in (UNCHECKED, FORMAT):
             raise RunError(
-                f"{self.folder}: expected a run directory of format {FORMAT}, got format {found}; "
-                f"it was made by sdunroll {self.provenance.get('versions', {}).get('sdunroll')}, "
-                "read it with that version or train again"
+                f"{self.folder}: expected a run directory of format {FORMAT} or {UNCHECKED}, got format "
+                f"{self.format}; it was made by sdunroll "
+                f"{provenance.get('versions', {}).get('sdunroll')}, read it with that version or train "
+                "again"
             )
+        self.provenance = self.read_json("provenance.json")
 
     def _read_config(self) -> DictConfig:
+        path = self.folder / "config.yaml"
         try:
-            config = OmegaConf.load(self.folder / "config.yaml")
-        except (OSError, ValueError, OmegaConfBaseException, SyntaxError) as error:
-            raise self._damaged("config.yaml", error) from error
+            return seals.read_config(path)
+        except seals.Broken as error:
+            raise RunError(
+                f"{path}: does not match its checksum, so it was damaged or changed; if the change is "
+                "meant, remove its last line"
+            ) from error
         except Exception as error:  # the YAML parser's errors share no base but Exception
             raise self._damaged("config.yaml", error) from error
-        if not isinstance(config, DictConfig):
-            raise self._damaged("config.yaml", ValueError("not a mapping"))
-        return config
 
     def _damaged(self, name: str, error: Exception) -> RunError:
         reason = " ".join(str(error).split()) or type(error).__name__
-        return RunError(f"{self.folder / name}: damaged or not readable ({reason}); train again")
+        part = Path(name).parts[0]
+        again = f"call {part} again" if part in ("eval", "perturb") else "train again"
+        return RunError(f"{self.folder / name}: damaged or not readable ({reason}); {again}")
 
     @classmethod
     def create(cls, folder: Path, config: DictConfig, provenance: Mapping[str, Any]) -> "Run":
@@ -79,8 +87,11 @@ class Run:
         """
         cls.check_free(folder)
         (folder / "history.csv").unlink(missing_ok=True)  # of a run that saved no epoch
-        write_json(folder / "provenance.json", provenance)
-        write_atomically(folder / "config.yaml", lambda path: OmegaConf.save(config, path))
+        entry = {"format": FORMAT, **provenance}
+        entry = seals.stamped(seals.identity(config), "provenance.json", entry)
+        write_json(folder / "provenance.json", entry)
+        text = seals.config_text(config)
+        write_atomically(folder / "config.yaml", lambda path: _write_text(path, text))
         return cls(folder)
 
     @staticmethod
@@ -92,75 +103,143 @@ class Run:
                 f"`sdunroll train resume={folder}`"
             )
 
+    def _check_there(self) -> None:
+        """Errors: :class:`RunError` if the directory is gone: a new one would hold half a run."""
+        if not (self.folder / "config.yaml").is_file():
+            raise RunError(
+                f"{self.folder}: the run directory is gone; put it back and go on with `sdunroll train "
+                f"resume={self.folder}`, or train again"
+            )
+
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write ``value`` to ``name``, a path inside the run directory."""
-        write_json(self.folder / name, value)
+        self._check_there()
+        write_json(self.folder / name, seals.stamped(self.identity, name, value))
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """What is in ``name``. Errors: :class:`RunError` if it is missing or damaged."""
+        """What is in ``name``. Errors: :class:`RunError` if it is missing, damaged or another run's."""
         try:
             value = json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            if not isinstance(value, dict):
+                raise ValueError("not a mapping")
+            check = value.pop("check", None)
+            if self.format != UNCHECKED and check != seals.checksum(self.identity, name, value):
+                raise ValueError(
+                    "its checksum does not match: it or config.yaml was changed, or is another run's"
+                )
+        except (OSError, ValueError, RecursionError) as error:
             raise self._damaged(name, error) from error
-        if not isinstance(value, dict):
-            raise self._damaged(name, ValueError("not a mapping"))
         return value
 
     def save_checkpoint(self, name: str, state: Mapping[str, Any]) -> None:
-        """Save ``state`` as ``checkpoints/NAME.pt``."""
+        """Save ``state`` as ``checkpoints/NAME.pt``; of ``last``, the one before is kept too."""
         import torch
 
-        entry = {"format": FORMAT, **state}
-        path = self.folder / "checkpoints" / f"{name}.pt"
+        self._check_there()
+        path = self._checkpoint(name)
+        path.parent.mkdir(exist_ok=True)
+        if name == "last" and path.exists():
+            write_atomically(self._checkpoint("previous"), lambda target: _link(path, target))
+        entry = {"format": self.format, "run": self.identity, "name": name, **state}
         write_atomically(path, lambda target: torch.save(entry, target))
+
+    def _checkpoint(self, name: str) -> Path:
+        return self.folder / "checkpoints" / f"{name}.pt"
 
     def load_checkpoint(self, name: str) -> dict[str, Any]:
         """The state in ``checkpoints/NAME.pt``, with its ``path``. Errors: :class:`RunError`."""
-        path = self.folder / "checkpoints" / f"{name}.pt"
+        path = self._checkpoint(name)
         if not path.exists():
             raise RunError(
                 f"{path}: missing; the run saved no epoch, or the file was moved away; train again"
             )
         try:
             state = load_checked(path)
+            if not isinstance(state, dict) or state.get("format") != self.format:
+                raise ValueError(f"not a checkpoint of format {self.format}")
+            own = {"run": self.identity, "name": "last" if name == "previous" else name}
+            if self.format != UNCHECKED and any(state.get(key) != own[key] for key in own):
+                raise ValueError("it does not belong here: another file's name, or of another run")
         except (OSError, ValueError) as error:
             raise self._damaged(f"checkpoints/{name}.pt", error) from error
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise self._damaged(
-                f"checkpoints/{name}.pt", ValueError(f"not a checkpoint of format {FORMAT}")
-            )
         return state | {"path": str(path)}
+
+    def load_last(self) -> dict[str, Any]:
+        """The last checkpoint, or the one before where that is missing or damaged, and a warning.
+
+        Errors: :class:`RunError` if there is neither.
+        """
+        try:
+            return self.load_checkpoint("last")
+        except RunError as error:
+            try:
+                state = self.load_checkpoint("previous")
+            except RunError:
+                raise error from None
+            reason = str(error).removesuffix("; train again")
+            log.warning("%s; goes on from the one before, %s", reason, state["path"])
+        # in its place at once: the next save would else keep the damaged one and overwrite this
+        previous = self._checkpoint("previous")
+        write_atomically(self._checkpoint("last"), lambda target: _link(previous, target))
+        return state
 
     def append_history(self, row: Mapping[str, Any]) -> None:
         """Add a row to ``history.csv``, with a header if it is the first."""
+        self._check_there()
         path = self.folder / "history.csv"
         new = not path.exists()
+        cells = [str(value) for value in row.values()]
         try:
             with path.open("a", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(row), lineterminator="\n")
+                writer = csv.writer(file, lineterminator="\n")
                 if new:
-                    writer.writeheader()
-                writer.writerow(row)
+                    writer.writerow([*row, "check"])
+                writer.writerow([*cells, self._row_check(cells)])
         except OSError as error:
             raise WriteError(path, error) from error
 
+    def _row_check(self, cells: list[str]) -> str:
+        return str(zlib.crc32(",".join([self.identity, *cells]).encode()))
+
     def history(self) -> list[dict[str, float]]:
-        """The rows of ``history.csv``, a last row that was cut off left out."""
+        """The rows of ``history.csv``; a damaged one is left out and named, but for a last one that was
+        cut off."""
         path = self.folder / "history.csv"
         if not path.exists():
             return []
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row.values()]
-        return [{name: float(value) for name, value in row.items()} for row in rows if row]
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            names, *lines = list(csv.reader(file)) or [[]]
+        rows = []
+        for number, cells in enumerate(lines, 1):
+            try:
+                if self.format != UNCHECKED and cells[-1] != self._row_check(cells[:-1]):
+                    raise ValueError
+                row = dict(zip(names, map(float, cells), strict=True))
+            except (ValueError, IndexError):
+                if number < len(lines):
+                    log.warning("%s: row %d is damaged and left out", path, number)
+                continue
+            row.pop("check", None)
+            rows.append(row)
+        return rows
 
     def truncate_history(self, epochs: int) -> None:
         """Leave out the rows after epoch ``epochs`` (those that no checkpoint stands for)."""
         path = self.folder / "history.csv"
         if not path.exists():
             return
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = path.read_bytes().splitlines(keepends=True)
         kept = lines[: epochs + 1]
-        write_atomically(path, lambda target: _write_text(target, "".join(kept)))
+        write_atomically(path, lambda target: target.write_bytes(b"".join(kept)))
+
+
+def _link(path: Path, target: Path) -> None:
+    """Make ``target`` the same file as ``path``, which is replaced but never changed; or a copy."""
+    target.unlink()
+    try:
+        target.hardlink_to(path)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, target)
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -171,52 +250,3 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write ``value`` as JSON, whole or not at all."""
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda target: _write_text(target, text))
-
-
-def collect_provenance(
-    *, device: str, threads: int, seed: int, overrides: Sequence[str]
-) -> dict[str, Any]:
-    """Where, from what and how a run is made."""
-    return {
-        "format": FORMAT,
-        "git": _git_state(Path(__file__).parent),
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
-        "platform": platform.platform(),
-        "device": device,
-        "threads": threads,
-        "command_line": sys.argv,
-        "overrides": list(overrides),
-        "seed": seed,
-        "wall_seconds": None,
-        "peak_memory_bytes": None,
-    }
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process has held, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_state(folder: Path) -> dict[str, Any] | None:
-    """Revision of the checkout that holds the package, and whether it has changes; None without one."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        return done.stdout.strip()
-
-    try:
-        if not git("ls-files", "--", "runs.py"):
-            return None  # installed inside somebody else's repository
-        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
-        return None

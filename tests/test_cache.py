@@ -68,7 +68,16 @@ def evil(path):
     torch.save({"key": "", "tensors": os.system}, path)  # a global that weights_only refuses
 
 
-@pytest.mark.parametrize("damage", [cut, empty, flip, replace, evil])
+def pack(path):
+    """The same records, but packed: a small file that could be one without end."""
+    with zipfile.ZipFile(path) as archive:
+        records = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in records.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, flip, replace, evil, pack])
 def test_a_damaged_entry_is_noticed_and_rebuilt(tmp_path, damage, caplog):
     compute = Counter()
     Cache(tmp_path).tensors(KEY, compute)
@@ -80,6 +89,22 @@ def test_a_damaged_entry_is_noticed_and_rebuilt(tmp_path, damage, caplog):
     assert "is rebuilt" in caplog.text
     Cache(tmp_path).tensors(KEY, compute)
     assert compute.calls == 2
+
+
+def test_any_flipped_bit_is_noticed_or_without_effect(tmp_path):
+    path = tmp_path / "entry"
+    torch.save({"numbers": torch.arange(10.0)}, path)
+    whole = path.read_bytes()
+    noticed = 0
+    for place in range(0, len(whole), 5):
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        path.write_bytes(data)
+        try:
+            assert torch.equal(load_checked(path)["numbers"], torch.arange(10.0))
+        except ValueError:
+            noticed += 1
+    assert noticed > 100
 
 
 def test_another_format_is_another_entry(tmp_path, monkeypatch):
@@ -177,6 +202,7 @@ def test_a_full_disk_while_saving_tensors():
     with pytest.raises(RuntimeError):
         torch.save(make(), "/dev/full")
     path = Path("/dev/shm") / "sdunroll-test" / "entry"
+    path.parent.mkdir()
     with pytest.raises(WriteError, match="make room"):
         write_atomically(path, lambda _: torch.save(make(), "/dev/full"))
     assert not list(path.parent.iterdir())

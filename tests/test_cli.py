@@ -131,7 +131,9 @@ def test_the_plug_in_of_the_readme(sdunroll, tmp_path):
     outcome = sdunroll("train", *plug_in, *TINY)
     assert outcome.status == 0, outcome.err
     for command in ("eval", "perturb"):
-        done = sdunroll(command, f"run={outcome.run}")
+        refused = sdunroll(command, f"run={outcome.run}")
+        assert "add trust=[my_network]" in refused.err
+        done = sdunroll(command, f"run={outcome.run}", "trust=[my_network]")
         assert done.status == 0, done.err
 
 
@@ -150,7 +152,14 @@ def test_the_constraint_and_the_perturbation_of_the_readme(sdunroll, tmp_path):
     own = ["--config-dir", "my_configs"]
     outcome = sdunroll("train", *own, "constraint=squared", "constraint.epsilon=0.2", *TINY)
     assert outcome.status == 0, outcome.err
-    done = sdunroll("perturb", *own, f"run={outcome.run}", "perturbation=dropout", "levels=[0,0.5]")
+    done = sdunroll(
+        "perturb",
+        *own,
+        f"run={outcome.run}",
+        "perturbation=dropout",
+        "levels=[0,0.5]",
+        "trust=[my_constraint]",
+    )
     assert done.status == 0, done.err
     assert (outcome.run / "perturb" / "dropout.json").exists()
 
@@ -167,7 +176,7 @@ def test_the_operator_of_the_readme(sdunroll, tmp_path):
     own = ["--config-dir", "my_configs", "operator=super_resolution"]
     outcome = sdunroll("train", *own, *kept)
     assert outcome.status == 0, outcome.err
-    assert sdunroll("eval", f"run={outcome.run}").status == 0
+    assert sdunroll("eval", f"run={outcome.run}", "trust=[my_operator]").status == 0
     namespace = {}
     exec(code, namespace)
     operator = namespace["SuperResolution"]()

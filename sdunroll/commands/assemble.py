@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from sdunroll import checks
+from sdunroll import checks, trust
 from sdunroll.allocator import keep_freed_memory
-from sdunroll.cache import Cache
+from sdunroll.cache import Cache, WriteError
 from sdunroll.constraints import DescentConstraint
 from sdunroll.data import Batch, Source, Split
+from sdunroll.lock import held
 from sdunroll.networks import UnrolledNetwork
 from sdunroll.problems import Problem
 from sdunroll.randomness import generator
@@ -43,8 +44,25 @@ class Experiment:
     epoch: int | None  # of the weights that were loaded
 
     def instances(self, split: Split) -> Batch:
-        """The problem's instances of a split, on the device."""
-        return self.reference.instances(self.source.signals(split)).to(self.device)
+        """The problem's instances of a split, on the device.
+
+        Errors: :class:`checks.UserError` for signals or targets that are not finite.
+        """
+        signals = self.source.signals(split)
+        _check_finite(signals, f"data: the {split} split")
+        instances = self.reference.instances(signals)
+        _check_finite(instances.obs, f"problem: the observations of the {split} split")
+        _check_finite(instances.target, f"problem: the targets of the {split} split")
+        return instances.to(self.device)
+
+
+def _check_finite(values: torch.Tensor, what: str) -> None:
+    finite = values.flatten(1).isfinite().all(1)
+    if not finite.all():
+        raise checks.UserError(
+            f"{what}: expected finite values, got others in {int((~finite).sum())} of {len(finite)}, "
+            f"first in instance {int(finite.int().argmin())}; check the data"
+        )
 
 
 def instantiate(config: DictConfig, group: str, **arguments: Any) -> Any:
@@ -55,9 +73,9 @@ def instantiate(config: DictConfig, group: str, **arguments: Any) -> Any:
     import hydra.utils
     from hydra.errors import InstantiationException
 
-    if group not in config:
+    if not isinstance(config.get(group), DictConfig):
         raise checks.UserError(
-            f"config.yaml: expected settings under {group!r}, found none; train again"
+            f"config.yaml: expected settings under {group!r}, found {config.get(group)!r}"
         )
 
     try:
@@ -75,10 +93,15 @@ def instantiate(config: DictConfig, group: str, **arguments: Any) -> Any:
             # the problem's operator is configured in a group of its own
             place = place.replace("problem.operator", "operator")
             raise checks.InvalidValue(f"{place}.{cause}") from error
-        reason = " ".join(str(cause or error).split())
-        raise checks.UserError(
-            f"{group}: expected settings that make {config[group].get('_target_')}, got: {reason}"
-        ) from error
+        raise _unfit(config, group, cause or error) from error
+    except TypeError as error:
+        raise _unfit(config, group, error) from error
+
+
+def _unfit(config: DictConfig, group: str, error: BaseException) -> checks.UserError:
+    reason = " ".join(str(error).split())
+    target = config[group].get("_target_")
+    return checks.UserError(f"{group}: expected settings that make {target}, got: {reason}")
 
 
 def set_up_torch(config: DictConfig) -> torch.device:
@@ -113,7 +136,7 @@ def assemble(
         config: of ``sdunroll train``.
     """
     checks.integer("seed", config.seed, low=0)
-    if config.get("operator") is not None and "operator" not in config.problem:
+    if config.get("operator") is not None and "operator" not in (config.problem or ()):
         raise checks.InvalidValue(
             "operator: expected none, since this problem observes its signals as they are; leave it "
             "out or take problem=glow_prox"
@@ -144,9 +167,20 @@ def assemble(
     )
 
 
-def load_best(folder: str, device: torch.device) -> tuple[Run, Experiment]:
-    """The run in ``folder`` with the weights of its best epoch."""
+def trusted_run(folder: str, trusted: Any) -> Run:
+    """The run in ``folder``, whose configuration names nothing but what may be called.
+
+    Args:
+        trusted: the setting ``trust`` of the command that loads it.
+    """
     run = Run(folder)
+    trust.check(run.config, trust.packages(trusted), str(run.folder / "config.yaml"))
+    return run
+
+
+def load_best(folder: str, device: torch.device, trusted: Any = ()) -> tuple[Run, Experiment]:
+    """The run in ``folder`` with the weights of its best epoch; see :func:`trusted_run`."""
+    run = trusted_run(folder, trusted)
     return run, assemble(run.config, device, run.load_checkpoint("best"))
 
 
@@ -157,16 +191,26 @@ def seed_of(config: DictConfig, run: Run) -> int:
 
 
 @contextmanager
-def log_to(folder: Path, name: str) -> Iterator[None]:
-    """Log to ``name`` in a run directory as well; an exception that passes leaves its traceback there.
+def working_in(folder: Path, name: str) -> Iterator[None]:
+    """Work on the results ``name`` in a run directory, such as ``eval/eval``, as the only process.
 
-    Nothing is written into a folder that is no run's.
+    An exception that passes leaves its traceback in the log beside them. Nothing is written into a
+    folder that is no run's. Errors: :class:`sdunroll.lock.Busy`.
     """
     if not (folder / "config.yaml").is_file():
         yield
         return
-    path = folder / name
-    path.parent.mkdir(exist_ok=True)
+    part = folder / Path(name).parent
+    try:
+        part.mkdir(exist_ok=True)
+    except OSError as error:
+        raise WriteError(part, error) from error
+    with held(folder / f"{name}.lock"), _log_to(part / f"{part.name}.log"):
+        yield
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
     logger = logging.getLogger()

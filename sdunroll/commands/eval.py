@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 
 from sdunroll import metrics
-from sdunroll.commands.assemble import Experiment, load_best, log_to, seed_of, set_up_torch
+from sdunroll.commands.assemble import Experiment, load_best, seed_of, set_up_torch, working_in
 from sdunroll.commands.bounds import Bounds
 from sdunroll.cost import inference_cost
 from sdunroll.data import Batch
@@ -21,9 +21,9 @@ SHOWN = 6  # signals in the picture of reconstructions
 
 def main(config: DictConfig) -> None:
     """Evaluate the run in ``config.run`` and write ``eval/`` into it."""
-    with log_to(Path(config.run), "eval/eval.log"):
+    with working_in(Path(config.run), "eval/eval"):
         device = set_up_torch(config)
-        run, experiment = load_best(config.run, device)
+        run, experiment = load_best(config.run, device, config.trust)
         seed = seed_of(config, run)
         test = experiment.instances("test")
         measured = metrics.evaluate(

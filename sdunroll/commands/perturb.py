@@ -12,9 +12,9 @@ from sdunroll.commands.assemble import (
     Experiment,
     instantiate,
     load_best,
-    log_to,
     seed_of,
     set_up_torch,
+    working_in,
 )
 from sdunroll.commands.bounds import Bounds
 from sdunroll.commands.eval import as_pictures
@@ -30,13 +30,16 @@ PICTURED = 100  # test pictures from which one is chosen to be shown
 
 def main(config: DictConfig) -> None:
     """Perturb the run in ``config.run`` and write ``perturb/NAME.json`` into it."""
-    with log_to(Path(config.run), "perturb/perturb.log"):
+    name = checks.file_stem("name", config.name)
+    with working_in(Path(config.run), f"perturb/{name}"):
         levels = _levels(config.levels)
         disturbances = [instantiate(config, "perturbation", level=level) for level in levels]
         count = _count(config.num_samples)
         device = set_up_torch(config)
-        run, experiment = load_best(config.run, device)
-        other = None if config.against is None else load_best(config.against, device)
+        run, experiment = load_best(config.run, device, config.trust)
+        other = None
+        if config.against is not None:
+            other = load_best(config.against, device, config.trust)
         if other is not None:
             targets_alone = disturbances[0].replaces_observations
             _check_comparable(experiment, other[1], config.against, targets_alone)
@@ -45,7 +48,7 @@ def main(config: DictConfig) -> None:
             _perturb, disturbances=disturbances, count=count, seed=seed, delta=config.delta
         )
         result = {
-            "perturbation": config.name,
+            "perturbation": name,
             "label": _label(run),
             "notice": experiment.source.notice,
             "first_layer": experiment.constraint.first_layer,
@@ -57,14 +60,14 @@ def main(config: DictConfig) -> None:
             result["against"] = {
                 "run": str(against.folder), "label": _label(against), **perturb(second)
             }  # fmt: skip
-        run.write_json(f"perturb/{config.name}.json", result)
+        run.write_json(f"perturb/{name}.json", result)
         folder = run.folder / "perturb" / "figures"
-        figures.levels(result, folder / f"{config.name}.png")
-        figures.shift(result, folder / f"{config.name}_theory.png")
+        figures.levels(result, folder / f"{name}.png")
+        figures.shift(result, folder / f"{name}_theory.png")
         if "psnr" in result["levels"][0]:
             both = [experiment] if other is None else [experiment, other[1]]
             names = [result["label"]] if other is None else [result["label"], _label(other[0])]
-            _picture_levels(both, names, disturbances, seed, folder / f"{config.name}_pictures.png")
+            _picture_levels(both, names, disturbances, seed, folder / f"{name}_pictures.png")
     print(tables.level_table(result))
     if any(row["theory"] for row in result["levels"]):
         print(f"\n{tables.shift_table(result)}")

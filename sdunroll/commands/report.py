@@ -8,7 +8,9 @@ from omegaconf import DictConfig, ListConfig
 
 from sdunroll import checks
 from sdunroll.cache import write_atomically
+from sdunroll.lock import held
 from sdunroll.report import aggregate, collect, curves
+from sdunroll.report.collect import Method, Record
 from sdunroll.report.page import page
 from sdunroll.report.writers import WRITERS, markdown
 
@@ -29,6 +31,13 @@ def main(config: DictConfig) -> None:
         )
     folder = Path(HydraConfig.get().runtime.output_dir)
     folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    with held(folder / "report.lock"):
+        _report(records, methods, folder)
+    print(folder)
+
+
+def _report(records: list[Record], methods: list[Method], folder: Path) -> None:
+    """Write the tables, figures and the page of ``methods`` into ``folder``."""
     tables = aggregate.tables(methods)
     notices = sorted({
         notice
@@ -48,10 +57,10 @@ def main(config: DictConfig) -> None:
             print(markdown(table))
     for notice in notices:
         print(f"data: {notice}")
-    print(folder)
 
 
 def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
     write_atomically(path, lambda target: target.write_text(text, encoding="utf-8"))
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,59 +10,65 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from sdunroll import metrics
-from sdunroll.cache import WriteError
-from sdunroll.checks import InvalidValue, UserError, boolean
-from sdunroll.commands.assemble import Experiment, assemble, instantiate, set_up_torch
-from sdunroll.runs import Run, collect_provenance, peak_memory_bytes
-from sdunroll.training import Epoch, Training
+from sdunroll.checks import InvalidValue, boolean
+from sdunroll.commands import saving
+from sdunroll.commands.assemble import Experiment, assemble, instantiate, set_up_torch, trusted_run
+from sdunroll.interrupt import deferred
+from sdunroll.lock import held
+from sdunroll.provenance import collect_provenance
+from sdunroll.runs import Run
+from sdunroll.training import Training
 
 log = logging.getLogger(__name__)
 
-RESUMABLE = ("training.stop_after", "device", "threads", "resume")  # what may change when going on
+# what may change when going on
+RESUMABLE = ("training.stop_after", "device", "threads", "trust", "resume")
 
 
 def main(config: DictConfig) -> None:
     """Train as ``config`` says, or go on with the run in ``config.resume``."""
+    folder = _short(HydraConfig.get().runtime.output_dir)
+    with held(folder / "train.lock"):
+        _main(config, folder)
+    print(folder)
+
+
+def _main(config: DictConfig, folder: Path) -> None:
     began = time.monotonic()
     if config.resume is None:
-        training, experiment, run = _begin(config)
+        training, experiment, run = _begin(config, folder)
     else:
         training, experiment, run = _go_on(config)
-    if training.finished() and (run.folder / "summary.json").exists():
-        log.info("%s has finished its %d epochs", run.folder, training.epochs_done)
-        print(run.folder)
+    if training.finished() and (folder / "summary.json").exists():
+        log.info("%s has finished its %d epochs", folder, training.epochs_done)
         return
     try:
-        _train(training, experiment, run)
+        try:
+            _train(training, experiment, run)
+        finally:
+            saving.add_cost(run, time.monotonic() - began)
+        if training.finished():
+            saving.summarise(training, experiment, run)
+            return
     except KeyboardInterrupt as stop:
-        if training.epochs_done:
-            then = f"go on with: sdunroll train resume={run.folder}"
-        else:
-            then = "nothing was saved yet, train again"
-        log.error("interrupted in epoch %d; %s", training.epochs_done + 1, then)
+        log.error("interrupted %s", _how_to_go_on(training, run))
         stop.already_shown = True  # type: ignore[attr-defined]
         raise
-    finally:
-        _add_cost(run, time.monotonic() - began)
+    print(
+        f"stopped after epoch {training.epochs_done}, as training.stop_after asks; "
+        f"go on with: sdunroll train resume={run.folder}"
+    )
+
+
+def _how_to_go_on(training: Training, run: Run) -> str:
+    """Where a training was interrupted, what of it is lost, and how to go on."""
+    epoch = training.epochs_done
+    where = f"in epoch {epoch + 1}, whose steps are lost"
     if training.finished():
-        _summarise(training, experiment, run)
-    else:
-        print(
-            f"stopped after epoch {training.epochs_done}, as training.stop_after asks; "
-            f"go on with: sdunroll train resume={run.folder}"
-        )
-    print(run.folder)
-
-
-def _add_cost(run: Run, seconds: float) -> None:
-    """Add this session's time and memory to the provenance."""
-    provenance = run.provenance
-    provenance["wall_seconds"] = (provenance["wall_seconds"] or 0.0) + seconds
-    peak = max(provenance["peak_memory_bytes"] or 0, peak_memory_bytes())
-    provenance["peak_memory_bytes"] = peak
-    with suppress(WriteError):  # on a full disk, the error on its way says more
-        run.write_json("provenance.json", provenance)
+        where = "after the last epoch"
+    if not epoch:
+        return f"{where}; nothing was saved yet, train again"
+    return f"{where}; go on with: sdunroll train resume={run.folder}"
 
 
 def _build(
@@ -89,21 +94,20 @@ def _build(
     return training, experiment
 
 
-def _begin(config: DictConfig) -> tuple[Training, Experiment, Run]:
-    device = set_up_torch(config)
-    hydra_config = HydraConfig.get()
-    folder = _short(hydra_config.runtime.output_dir)
+def _begin(config: DictConfig, folder: Path) -> tuple[Training, Experiment, Run]:
     Run.check_free(folder)
+    device = set_up_torch(config)
     training, experiment = _build(config, device)
     experiment.source.signals("test")  # what is wrong with it shows now, not after the training
     provenance = collect_provenance(
         device=_device_name(device),
         threads=torch.get_num_threads(),
         seed=config.seed,
-        overrides=hydra_config.overrides.task,
+        overrides=HydraConfig.get().overrides.task,
     )
     resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     assert isinstance(resolved, DictConfig)
+    del resolved["trust"]  # it is the reader's to say, not the run's
     return (
         training,
         experiment,
@@ -112,7 +116,7 @@ def _begin(config: DictConfig) -> tuple[Training, Experiment, Run]:
 
 
 def _go_on(config: DictConfig) -> tuple[Training, Experiment, Run]:
-    run = Run(config.resume)
+    run = trusted_run(config.resume, config.trust)
     given = HydraConfig.get().overrides.task
     refused = [item for item in given if item.split("=")[0].lstrip("+~") not in RESUMABLE]
     if refused:
@@ -132,25 +136,35 @@ def _go_on(config: DictConfig) -> tuple[Training, Experiment, Run]:
             }
         )
     )
-    state = run.load_checkpoint("last")
+    state = run.load_last()
     training, experiment = _build(stored, device, state)
     run.truncate_history(training.epochs_done)
     return training, experiment, run
 
 
 def _train(training: Training, experiment: Experiment, run: Run) -> None:
-    """Train to the end, saving after each epoch."""
+    """Train to the end, saving after each epoch; an interruption waits for the end of a step."""
     labels = experiment.constraint.labels(training.network.num_layers)
     steps, total = len(training.loader), training.settings.epochs
-    with tqdm(
-        total=total * steps,
-        initial=training.epochs_done * steps,
-        unit="step",
-        desc="train",
-        disable=None,
-    ) as bar:
-        for epoch in training.run(bar.update):
-            _save(training, experiment, run, epoch, labels)
+    warn_if_stalled = saving.StallWarning(labels)
+    with (
+        deferred() as leave_if_asked,
+        tqdm(
+            total=total * steps,
+            initial=training.epochs_done * steps,
+            unit="step",
+            desc="train",
+            disable=None,
+        ) as bar,
+    ):
+
+        def on_step() -> None:
+            bar.update()
+            leave_if_asked()
+
+        for epoch in training.run(on_step):
+            saving.save(training, experiment, run, epoch, labels)
+            warn_if_stalled(epoch)
             worst, label = epoch.val_slack[epoch.worst_row], labels[epoch.worst_row]
             log.debug(
                 "epoch %d: loss %.4g, validation %.4g, worst slack %+.3f (layer %s)",
@@ -164,72 +178,7 @@ def _train(training: Training, experiment: Experiment, run: Run) -> None:
                 f"epoch {epoch.epoch} of {total}: loss {epoch.train_loss:.4g}, "
                 f"worst slack {worst:+.3f} (layer {label})"
             )
-
-
-def _save(
-    training: Training, experiment: Experiment, run: Run, epoch: Epoch, labels: list[str]
-) -> None:
-    # history first: a row without its checkpoint is dropped on resume, the reverse would be a gap
-    run.append_history(_history_row(epoch, labels))
-    weights = {
-        "network": training.network.state_dict(),
-        "problem": experiment.problem.state_dict(),
-        "epoch": epoch.epoch,
-    }
-    try:
-        if epoch.best:
-            run.save_checkpoint("best", weights)
-        run.save_checkpoint("last", training.state_dict() | {"problem": weights["problem"]})
-    except WriteError as error:
-        raise UserError(f"{error}; then go on with: sdunroll train resume={run.folder}") from error
-
-
-def _history_row(epoch: Epoch, labels: list[str]) -> dict[str, Any]:
-    multipliers = zip(labels, epoch.multipliers, strict=True)
-    return {
-        "epoch": epoch.epoch,
-        "train_loss": epoch.train_loss,
-        "val_loss": epoch.val_loss,
-        "val_distance": epoch.val_distance,
-        **{f"slack_{label}": slack for label, slack in zip(labels, epoch.slack, strict=True)},
-        **{f"multiplier_{label}": value for label, value in multipliers},
-        "lr": epoch.lr,
-        "seconds": epoch.seconds,
-        "val_worst_slack": epoch.val_slack[epoch.worst_row],
-        "feasible": int(epoch.feasible),
-        "best": int(epoch.best),
-    }
-
-
-def _summarise(training: Training, experiment: Experiment, run: Run) -> None:
-    """Write ``summary.json``: the best epoch on the test split."""
-    experiment.network.load_state_dict(run.load_checkpoint("best")["network"])
-    test = experiment.instances("test")
-    figures = metrics.evaluate(
-        experiment.network, experiment.problem, experiment.constraint, test, seed=run.config.seed
-    )
-    pairs = experiment.constraint.pairs(figures.before.double(), figures.after.double())
-    slack = experiment.constraint.slack_of(pairs.mean(-1)).tolist()
-    worst = max(training.demanded, key=slack.__getitem__)
-    label = experiment.constraint.labels(training.network.num_layers)[worst]
-    distance = figures.states["distance"][-1].double()
-    summary = {
-        "final_distance": float(distance.mean()),
-        "final_loss": float(distance.square().mean() / 2),
-        "slack": slack,
-        "worst_slack": slack[worst],
-        "feasible": slack[worst] <= 0,
-        "epochs": training.epochs_done,
-        "best_epoch": training.best_epoch,
-        "seconds": run.provenance["wall_seconds"],
-    }
-    run.write_json("summary.json", summary)
-    verdict = "every layer descends" if summary["feasible"] else "not every layer descends"
-    log.debug("finished: %s", summary)
-    print(
-        f"test split: final distance {summary['final_distance']:.4f}, worst slack "
-        f"{slack[worst]:+.4f} (layer {label}), {verdict} as demanded"
-    )
+            leave_if_asked()
 
 
 def _device_name(device: torch.device) -> str:

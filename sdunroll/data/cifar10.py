@@ -4,7 +4,10 @@ Reference: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 
 https://www.cs.toronto.edu/~kriz/cifar.html.
 """
 
+import gzip
+import io
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,10 @@ SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 ARCHIVE = "cifar-10-binary.tar.gz"
 MEMBERS = tuple(f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6))
 ROW = 1 + 3 * 32 * 32  # a label and the red, green and blue planes, one byte each
+LARGEST = 10_000 * ROW  # bytes of a member
+LARGEST_ARCHIVE = (
+    6 * LARGEST + 2**20
+)  # bytes of the archive, unpacked: its test images are the sixth
 LUMA = (0.2125, 0.7154, 0.0721)  # of ITU-R BT.709, as in the photographs
 
 
@@ -74,9 +81,14 @@ class Cifar10(Source):
         return torch.from_numpy(chosen)
 
     def _images(self) -> np.ndarray:
-        with tarfile.open(self._archive()) as archive:
-            members = [archive.extractfile(name) for name in MEMBERS]
-            data = b"".join(member.read() for member in members if member is not None)
+        path = self._archive()
+        try:
+            data = b"".join(_read_members(path))
+        except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError, KeyError) as error:
+            raise checks.UserError(
+                f"{path}: expected CIFAR-10 as it is distributed, got an archive that could not be read "
+                f"({' '.join(str(error).split())}); remove it to download another"
+            ) from error
         rows = np.frombuffer(data, np.uint8).reshape(-1, ROW)
         return rows[:, 1:].reshape(-1, 3, 32, 32)
 
@@ -94,3 +106,23 @@ class Cifar10(Source):
                 "data.root to the folder that holds one"
             ) from error
         return Path(found)
+
+
+def _read_members(path: Path) -> list[bytes]:
+    """The members of the archive; nothing is unpacked to the disk, and no more into memory than fits.
+
+    Errors: ``ValueError`` for one that is no file or too large, and what the readers raise.
+    """
+    with gzip.open(path) as stream:
+        unpacked = stream.read(LARGEST_ARCHIVE + 1)
+    if len(unpacked) > LARGEST_ARCHIVE:
+        raise ValueError(f"more than {LARGEST_ARCHIVE} bytes when unpacked")
+    found = []
+    with tarfile.open(fileobj=io.BytesIO(unpacked), mode="r:") as archive:
+        for name in MEMBERS:
+            member = archive.getmember(name)
+            file = archive.extractfile(member) if member.isreg() else None
+            if file is None or member.size > LARGEST or member.size % ROW:
+                raise ValueError(f"{name} is no file of whole pictures")
+            found.append(file.read())
+    return found

@@ -8,6 +8,7 @@ import logging
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from sdunroll.data.base import SPLITS, Source, Split
 log = logging.getLogger(__name__)
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+NAMED = 10  # pictures that are left out and named on the console; all are, in the log file
 SHARES = {"train": 0.90, "val": 0.95, "test": 1.0}  # upper ends, where no official split is known
 MAPPING, PARTITION = "CelebA-HQ-to-CelebA-mapping.txt", "list_eval_partition.txt"
 PARTS: tuple[Split, ...] = ("train", "val", "test")  # 0, 1 and 2 in the partition file
@@ -41,7 +44,9 @@ class ImageFolder(Source):
         bits: grey levels a channel are reduced to 2^bits; 8 leaves them.
         num_train, num_val, num_test: the first so many of each split; None for all.
 
-    Errors: a folder without pictures, a split with too few, a picture that cannot be read.
+    A picture that cannot be read is named in the log and left out.
+
+    Errors: a folder without pictures, a split with too few that can be read.
     """
 
     value_range = (0.0, 1.0)
@@ -75,23 +80,49 @@ class ImageFolder(Source):
         """(N, C, S, S) in [0, 1]."""
         checks.choice("split", split, SPLITS)
         if split not in self._read_splits:
-            self._read_splits[split] = self._read_all(self._paths(split))
+            self._read_splits[split] = self._read_all(self._paths(split), split)
         return self._read_splits[split]
 
-    def _read_all(self, paths: list[Path]) -> Tensor:
+    def _read_all(self, paths: list[Path], split: Split) -> Tensor:
+        """The pictures of a split that can be read, (N, C, S, S); the others are named and left out."""
         from PIL import Image
 
+        count = self.counts[split] or len(paths)
+        pictures: list[np.ndarray] = []
+        refused: list[str] = []
         with warnings.catch_warnings(), ThreadPoolExecutor(WORKERS) as pool:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            pictures = list(pool.map(self._read, paths))
+            left = iter(paths)
+            while chosen := list(islice(left, count - len(pictures))):
+                for found in pool.map(self._try, chosen):
+                    (refused if isinstance(found, str) else pictures).append(found)  # type: ignore[arg-type]
+        for number, reason in enumerate(refused):
+            log.log(logging.WARNING if number < NAMED else logging.DEBUG, "data: %s", reason)
+        if len(refused) > NAMED:
+            log.warning("data: and %d pictures more are left out", len(refused) - NAMED)
+        self._check_count(split, len(pictures), len(paths), "readable pictures")
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+
+    def _check_count(self, split: Split, found: int, among: int, what: str) -> None:
+        """Errors: fewer than are wanted, or none."""
+        count = self.counts[split]
+        if found < (count or 1):
+            raise checks.UserError(
+                f"data.root: expected {count or 'some'} {what} ({', '.join(ENDINGS)}) in the {split} "
+                f"split, got {found} of the {among} below {self.root}; name a folder with "
+                "more" + (f", or lower data.num_{split}" if count is not None else "")
+            )
 
     def _paths(self, split: Split) -> list[Path]:
         if not self.root.is_dir():
             raise checks.UserError(
                 f"data.root: expected a folder of pictures, got {self.root}, which is none"
             )
-        found = [path for path in self.root.rglob("*") if path.suffix.lower() in ENDINGS]
+        found = [
+            path
+            for path in self.root.rglob("*")
+            if path.suffix.lower() in ENDINGS and path.is_file()  # a pipe would be waited for
+        ]
         names = {path: path.relative_to(self.root).as_posix() for path in found}
         found.sort(key=lambda path: (_numbers(path.stem), names[path]))
         official = self._official_split()
@@ -106,16 +137,10 @@ class ImageFolder(Source):
             chosen = [path for path in found if official[int(path.stem)] == split]
         else:
             chosen = [path for path in found if _by_hash(names[path]) == split]
-        count = self.counts[split]
-        if not chosen or (count is not None and len(chosen) < count):
-            raise checks.UserError(
-                f"data.root: expected {count or 'some'} pictures ({', '.join(ENDINGS)}) in the {split} "
-                f"split, got {len(chosen)} of the {len(found)} below {self.root}; name a folder with "
-                "more" + (f", or lower data.num_{split}" if count is not None else "")
-            )
+        self._check_count(split, len(chosen), len(found), "pictures")
         how = "CelebA's official split" if official else "split by a hash of the names"
         log.info("data: %d of %d pictures for %s, %s", len(chosen), len(found), split, how)
-        return chosen[:count]
+        return chosen
 
     def _official_split(self) -> dict[int, Split]:
         """The split of each picture by its number in CelebA-HQ; empty if the two lists are not there.
@@ -140,22 +165,26 @@ class ImageFolder(Source):
                 f"that fit together, got others ({type(error).__name__}: {error}); download them again"
             ) from error
 
+    def _try(self, path: Path) -> np.ndarray | str:
+        """The picture, or why there is none."""
+        try:
+            return self._read(path)
+        except Exception as error:  # what Pillow raises on damaged files has no base of its own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return f"{path} is left out: could not be read ({reason})"
+
     def _read(self, path: Path) -> np.ndarray:
         """(S, S, C) float32 in [0, 1]."""
         from PIL import Image, ImageOps
 
-        try:
-            with Image.open(path) as opened:
-                picture = ImageOps.exif_transpose(opened)
-                if picture.mode.startswith("I"):  # 16 bits, which convert() would clip at 255
-                    deep = np.asarray(picture, np.float64) / 257
-                    picture = Image.fromarray(deep.clip(0, 255).round().astype(np.uint8))
-                picture = picture.convert("RGB" if self.color else "L")
-        except Exception as error:  # what Pillow raises on damaged files has no base of its own
-            raise checks.UserError(
-                f"{path}: expected a picture, but it could not be read "
-                f"({' '.join(str(error).split())}); remove or replace it"
-            ) from error
+        with Image.open(path, formats=FORMATS) as opened:  # not those that call another program
+            picture = ImageOps.exif_transpose(opened)
+            if picture.mode == "F":
+                raise ValueError("floating-point numbers, whose range is not known")
+            if picture.mode.startswith("I"):  # 16 bits, which convert() would clip at 255
+                deep = np.asarray(picture, np.float64) / 257
+                picture = Image.fromarray(deep.clip(0, 255).round().astype(np.uint8))
+            picture = picture.convert("RGB" if self.color else "L")
         side = min(picture.size)
         left, top = ((length - side) // 2 for length in picture.size)
         square = picture.crop((left, top, left + side, top + side))

@@ -16,7 +16,7 @@ from sdunroll.checks import UserError
 from sdunroll.runs import Run, RunError
 
 # settings that do not make another method
-OWN = ("seed", "device", "threads", "resume")
+OWN = ("seed", "device", "threads", "resume", "trust")
 HIDDEN = (*OWN, "training.stop_after", "hydra")  # overrides that a method's name leaves out
 
 

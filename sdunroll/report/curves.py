@@ -52,6 +52,7 @@ def _save(figure: Figure, path: Path) -> Path:
     ending = path.suffix[1:]
     # without a date, so that the same results give the same bytes
     metadata: Any = {"CreationDate": None} if ending == "pdf" else None
+    path.parent.mkdir(exist_ok=True)
     write_atomically(path, lambda to: figure.savefig(to, format=ending, metadata=metadata))
     return path
 

@@ -1,6 +1,7 @@
 """Pictures of saved results, as PNG; legible in grey."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,11 +49,13 @@ def _figure(path: Path, width: float, height: float, notice: str | None = None) 
     Args:
         notice: what must be said of the data, written above all.
     """
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Data has no positive values")  # all may be 0, as y* may
         figure = Figure(figsize=(width, height))  # no pyplot, no global state
         if notice:
             figure.suptitle(notice, fontsize=8, x=0.01, ha="left")
         yield figure
+        path.parent.mkdir(exist_ok=True)
         write_atomically(path, lambda target: figure.savefig(target, format="png"))
 
 
@@ -60,6 +63,8 @@ def log_axis(axes: Any) -> None:
     """A log axis with plain numbers, also at 2 and 5 times the decades."""
 
     def plain(value: float, _: int) -> str:
+        if value <= 0:  # where nothing is above 0
+            return ""
         leading = round(value / 10 ** math.floor(math.log10(value)))
         return f"{value:g}" if leading in (1, 2, 5, 10) else ""
 
@@ -87,7 +92,7 @@ def per_layer(metrics: dict[str, Any], folder: Path) -> None:
                 log_axis(axes)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.plot(layers, mean, "-o", ms=3, color="C0", label="network, mean")
-            floor = max(mean.min() / 10, np.finfo(float).tiny)
+            floor = mean.min(where=mean > 0, initial=mean.max()) / 10  # 0 has no place on it
             low = np.maximum(mean - std, floor)
             axes.fill_between(layers, low, mean + std, color="C0", alpha=0.2, lw=0)
             if name == MEASURED.get(metrics["measure"]):

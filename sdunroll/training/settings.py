@@ -58,6 +58,8 @@ class TrainingSettings:
         self.batch_size = checks.integer("batch_size", batch_size)
         self.lr = checks.number("lr", lr, above=0)
         self.schedule = checks.choice("schedule", schedule, ("cosine", "constant"))
+        if not callable(optimizer):
+            raise checks.InvalidValue(f"optimizer: expected the settings of one, got {optimizer!r}")
         self.optimizer = optimizer
         self.noise = noise(checks.number("noise_level", noise_level, low=0))
         self.clip_norm = (

@@ -97,6 +97,7 @@ def test_the_traceback_is_shown_when_asked_for(sdunroll, monkeypatch):
         (["perturb", "run=x", "levels=[]"], ["levels: expected a list of numbers"]),
         (["perturb", "run=x", "levels=[-1]"], ["levels", "got -1"]),
         (["perturb", "run=x", "perturbation=noise"], ["perturbation: expected one of"]),
+        (["perturb", "run=x", "name=../../out"], ["name: expected letters", "got '../../out'"]),
         (["eval", "run=x", "sead=1"], ["did you mean seed?"]),
         (["eval", "outputs/x"], ["did you mean run=outputs/x?"]),
     ],
@@ -142,13 +143,13 @@ def test_a_damaged_run(sdunroll, run, name, damage, parts):
 def test_a_run_of_another_version(sdunroll, run):
     path = run / "provenance.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    check(sdunroll("eval", f"run={run}"), "format 1, got format 99")
+    check(sdunroll("eval", f"run={run}"), "format 2 or 1, got format 99")
 
 
 def test_checkpoint_and_configuration_that_do_not_belong_together(sdunroll, run):
     other = sdunroll("train", *TINY, "network.num_layers=2").run
     shutil.copy(other / "checkpoints" / "best.pt", run / "checkpoints" / "best.pt")
-    check(sdunroll("eval", f"run={run}"), "best.pt", "does not fit")
+    check(sdunroll("eval", f"run={run}"), "best.pt", "does not belong here")
 
 
 def test_resume_refuses_changes_that_would_make_it_another_run(sdunroll):

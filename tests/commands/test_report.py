@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sdunroll.runs import Run
 from tests.conftest import TINY, TINY_OF
 
 
@@ -108,8 +109,8 @@ def test_the_same_results_give_the_same_report(runs, sdunroll):
 
 
 def test_results_of_other_weights_are_left_out(runs, sdunroll):
-    path = runs / "c0" / "eval" / "metrics.json"
-    path.write_text(json.dumps(read(path) | {"epoch": 99}))
+    run = Run(runs / "c0")
+    run.write_json("eval/metrics.json", run.read_json("eval/metrics.json") | {"epoch": 99})
     outcome = sdunroll("report", f"runs={runs}", "hydra.run.dir=out")
     assert "left out: eval; call eval and perturb again" in outcome.err
     with Path("out/tables/layers.csv").open() as file:

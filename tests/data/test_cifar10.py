@@ -66,3 +66,46 @@ def test_a_damaged_archive_is_not_read(archive, tmp_path, monkeypatch):
         file.write(b"x")
     with pytest.raises(UserError, match="data: expected"):
         Cifar10(**settings, **COUNTS).signals("val")
+
+
+def pack(folder, members):
+    """An archive of ``members``, (TarInfo, bytes) each; the settings that read it."""
+    path = folder / cifar10.ARCHIVE
+    folder.mkdir(exist_ok=True)
+    with tarfile.open(path, "w:gz", compresslevel=1) as file:
+        for member, content in members:
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    return {"root": str(folder), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def link(name, target):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = tarfile.SYMTYPE, target
+    return member
+
+
+GOOD = [(name, bytes(10 * cifar10.ROW)) for name in cifar10.MEMBERS]
+HOSTILE = {
+    "a link out of the archive": ([(link(GOOD[0][0], "/etc/passwd"), b""), *GOOD[1:]], "no file"),
+    "a member is missing": (GOOD[1:], "not found"),
+    "half a picture": ([*GOOD[1:], (GOOD[0][0], b"half")], "whole pictures"),
+    "a member too large": ([*GOOD[1:], (GOOD[0][0], bytes(2 * cifar10.ROW * 10_000))], "whole"),
+    "a bomb": ([*GOOD, ("bomb", bytes(8 * cifar10.LARGEST))], "when unpacked"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_an_archive_that_is_not_what_it_says(tmp_path, name):
+    members, reason = HOSTILE[name]
+    named = [(tarfile.TarInfo(m) if isinstance(m, str) else m, content) for m, content in members]
+    source = Cifar10(**pack(tmp_path, named), **COUNTS)
+    with pytest.raises(UserError, match=f"expected CIFAR-10 as it is distributed.*{reason}"):
+        source.signals("train")
+
+
+def test_nothing_is_unpacked(tmp_path):
+    members = [*GOOD, ("../escaped", b"x"), ("/tmp/escaped", b"x")]
+    settings = pack(tmp_path / "archive", [(tarfile.TarInfo(m), content) for m, content in members])
+    assert len(Cifar10(**settings, **COUNTS).signals("train")) == 20
+    assert [path.name for path in tmp_path.rglob("*")] == ["archive", cifar10.ARCHIVE]

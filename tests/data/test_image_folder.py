@@ -1,3 +1,4 @@
+import os
 import warnings
 from itertools import chain
 
@@ -135,7 +136,7 @@ def test_reading_leaves_the_warnings_of_the_process_alone(pictures):
     assert warnings.filters == before
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGBA", "P", "CMYK", "I;16"])
 def test_modes_are_converted(tmp_path, mode):
     ending = "tif" if mode in ("CMYK", "I;16") else "png"
     for number in range(30):
@@ -145,12 +146,55 @@ def test_modes_are_converted(tmp_path, mode):
         assert values.shape[1] == (3 if color else 1)
 
 
-def test_a_damaged_picture_is_named(pictures):
-    source = ImageFolder(root=str(pictures), size=4)
-    first = f"{reds(source, 'train')[0]}.png"
-    (pictures / first).write_bytes((pictures / first).read_bytes()[:40])
-    with pytest.raises(UserError, match=f"{first}: expected a picture, but it could not be read"):
-        ImageFolder(root=str(pictures), size=4).signals("train")
+def spoil(path, kind):
+    """Put something at ``path`` that is no picture to learn from."""
+    whole = path.read_bytes()
+    if kind == "bomb":
+        Image.new("1", (20_000, 10_000)).save(path)  # 25 MB of bits in 25 kB
+    elif kind == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.unlink()
+        path.mkdir()
+    elif kind == "floats":
+        Image.fromarray(np.ones((4, 4), np.float32)).save(path, format="TIFF")
+    elif kind == "a program's input":  # an EPS file has Ghostscript called
+        Image.new("RGB", (4, 4)).save(path, format="EPS")
+    else:
+        path.write_bytes({"truncated": whole[:45], "empty": b"", "text": b"a picture"}[kind])
+
+
+NO_PICTURES = ["truncated", "empty", "text", "bomb", "floats", "a program's input"]
+
+
+@pytest.mark.parametrize("kind", [*NO_PICTURES, "pipe", "folder"])
+def test_what_is_no_picture_is_named_and_left_out(pictures, caplog, kind):
+    whole = reds(ImageFolder(root=str(pictures), size=4), "train")
+    spoil(pictures / f"{whole[2]}.png", kind)
+    left = reds(ImageFolder(root=str(pictures), size=4), "train")
+    assert left == whole[:2] + whole[3:]
+    if kind in NO_PICTURES:
+        assert f"{whole[2]}.png is left out: could not be read (" in caplog.text
+    assert len(reds(ImageFolder(root=str(pictures), size=4, num_train=5), "train")) == 5
+
+
+def test_thousands_that_are_no_pictures(tmp_path, caplog):
+    for number in range(3000):
+        (tmp_path / f"{number}.jpg").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(UserError, match=r"expected some readable pictures .* got 0 of the 2\d\d\d"):
+        ImageFolder(root=str(tmp_path), size=4).signals("train")
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 11
+    assert "pictures more are left out" in caplog.text
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (9, 1), (1, 1), (3, 4000)])
+def test_pictures_of_any_shape(tmp_path, shape):
+    for number in range(30):
+        save(tmp_path, f"{number}.png", np.full((*shape, 3), 255, np.uint8))
+    values = ImageFolder(root=str(tmp_path), size=4).signals("train")
+    assert values.shape[1:] == (3, 4, 4)
+    assert values.min() == 1
 
 
 def test_refuses(tmp_path, pictures):

@@ -1,0 +1,70 @@
+"""One process at a time: a lock that dies with its owner.
+
+The lock is the kernel's, on an open file; that the file is there says nothing. Whoever holds it has
+written into it who that is, and removes it in the end.
+"""
+
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from sdunroll.cache import WriteError
+from sdunroll.checks import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Busy(UserError):
+    """What another process is working on."""
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold the lock on ``path``, a file in the folder that is worked in.
+
+    Errors: :class:`Busy` at once if another process holds it; :class:`WriteError`.
+    """
+    file = _claim(path)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # the folder is gone or cannot be written any more
+            path.unlink(missing_ok=True)
+        file.close()
+
+
+def _claim(path: Path) -> TextIO:
+    while True:
+        try:
+            file = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise WriteError(path, error) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+            raise Busy(
+                f"{path.parent}: in use by {owner}; wait for it or end it, or take another directory"
+            ) from None
+        except OSError as error:
+            log.warning("%s: no locks here (%s); let no other process write here", path, error)
+            return file
+        if _is_still(path, file):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            return file
+        file.close()  # its owner has removed it since it was opened
+
+
+def _is_still(path: Path, file: TextIO) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    return False

@@ -1,0 +1,61 @@
+"""Where, from what and how a run is made."""
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("sdunroll", "torch", "numpy", "hydra-core", "omegaconf", "scikit-image", "matplotlib")
+
+
+def collect_provenance(
+    *, device: str, threads: int, seed: int, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """The provenance of a run that begins now."""
+    return {
+        "git": _git_state(Path(__file__).parent),
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "platform": platform.platform(),
+        "device": device,
+        "threads": threads,
+        "command_line": sys.argv,
+        "overrides": list(overrides),
+        "seed": seed,
+        "wall_seconds": None,
+        "peak_memory_bytes": None,
+    }
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_state(folder: Path) -> dict[str, Any] | None:
+    """Revision of the checkout that holds the package, and whether it has changes; None without one."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        return done.stdout.strip()
+
+    try:
+        if not git("ls-files", "--", "runs.py"):
+            return None  # installed inside somebody else's repository
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

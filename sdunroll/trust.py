@@ -1,0 +1,141 @@
+"""What the configuration of a run may name: a run from elsewhere must not run code that nobody chose.
+
+Hydra calls whatever stands under ``_target_``. In a configuration that was loaded rather than typed,
+only these may stand there: classes and functions that are defined in the rooms of this package where
+configs find them, a short list of PyTorch's optimizers and schedulers, and those defined in packages
+that the user trusts. Nothing else is imported, not even to look at it.
+"""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Collection, Iterator
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from sdunroll.checks import InvalidValue, UserError
+
+ROOMS = tuple(
+    f"sdunroll.{room}"
+    for room in (
+        "constraints",
+        "data",
+        "networks",
+        "perturbations",
+        "primal_dual",
+        "problems",
+        "solvers",
+        "training",
+    )
+)
+OPTIMIZERS = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop", "SGD")
+SCHEDULERS = ("ConstantLR", "CosineAnnealingLR", "ExponentialLR", "LinearLR", "StepLR")
+OF_TORCH = frozenset(
+    [f"torch.optim.{name}" for name in OPTIMIZERS]
+    + [f"torch.optim.lr_scheduler.{name}" for name in SCHEDULERS]
+)
+
+
+def packages(given: object) -> list[str]:
+    """The setting ``trust`` as a list of packages. Errors: anything but a list of dotted names."""
+    names = list(given) if isinstance(given, ListConfig | list | tuple) else None
+    if names is None or not all(isinstance(name, str) and _is_dotted(name) for name in names):
+        raise InvalidValue(f"trust: expected a list of packages such as [my_network], got {given}")
+    return names
+
+
+def check(config: DictConfig, trusted: Collection[str], where: str) -> None:
+    """Look at every ``_target_`` in ``config``, at any depth.
+
+    Args:
+        config: without interpolations.
+        trusted: packages or modules, beside this one.
+        where: the file, for messages.
+
+    Errors: :class:`UserError` that names the first target that is not allowed and, if the user could
+    trust it, the override to add.
+    """
+    allowed = (*ROOMS, *trusted)
+    found = list(_targets(OmegaConf.to_container(config, resolve=False), ""))
+    strangers = [
+        (key, target)
+        for key, target in found
+        if not (_of_torch(target) or _within(target, allowed))
+    ]
+    if strangers:
+        key, target = strangers[0]
+        remedy = _remedy([target for _, target in strangers], trusted)
+        raise UserError(f"{where}: {key} names {target!r}, {remedy}")
+    for key, target in found:
+        if not _of_torch(target):
+            _check_definition(str(target), allowed, f"{where}: {key}")
+
+
+def _targets(value: object, key: str) -> Iterator[tuple[str, object]]:
+    """Every ``_target_`` below ``value``, with its dotted key."""
+    if isinstance(value, dict):
+        items = list(value.items())
+    else:
+        items = list(enumerate(value)) if isinstance(value, list) else []
+    for name, entry in items:
+        inner = f"{key}.{name}".lstrip(".")
+        if name == "_target_":
+            yield inner, entry
+        yield from _targets(entry, inner)
+
+
+def _remedy(strangers: Collection[object], trusted: Collection[str]) -> str:
+    """What to do about targets that are not allowed; nobody is told to trust what is no network's."""
+    modules = [str(target).rpartition(".")[0] for target in strangers]
+    if not all(
+        isinstance(target, str) and _is_dotted(target) and module and not _is_common(module)
+        for target, module in zip(strangers, modules, strict=True)
+    ):
+        return "which no run of sdunroll needs; do not use this run"
+    wanted = ",".join(dict.fromkeys([*trusted, *modules]))
+    return (
+        "which is not part of sdunroll, and code that comes with a run is called only if you trust it; "
+        f"look into it, then add trust=[{wanted}]"
+    )
+
+
+def _is_common(module: str) -> bool:
+    """Whether ``module`` is of the standard library, of this package or of what it is built on."""
+    return module.split(".")[0] in {
+        *sys.stdlib_module_names, "builtins", "sdunroll", "torch", "hydra", "omegaconf", "numpy",
+    }  # fmt: skip
+
+
+def _check_definition(target: str, allowed: Collection[str], where: str) -> None:
+    """Errors: a target that is no class or function, or that is defined elsewhere: a module's
+    attributes reach everything that the module imports."""
+    module, _, name = target.rpartition(".")
+    try:
+        found = vars(importlib.import_module(module)).get(name)
+    except ImportError as error:
+        raise UserError(
+            f"{where}: expected {target}, but {error}; call this in the folder that holds it, or put "
+            "that on PYTHONPATH"
+        ) from error
+    if not (inspect.isclass(found) or inspect.isfunction(found)):
+        raise UserError(f"{where}: expected a class or function of {module}, got {target!r}")
+    if not _within(f"{found.__module__}.{name}", allowed):
+        raise UserError(
+            f"{where} names {target!r}, which {found.__module__} defines; name it there"
+        )
+
+
+def _of_torch(target: object) -> bool:
+    return isinstance(target, str) and target in OF_TORCH
+
+
+def _within(target: object, allowed: Collection[str]) -> bool:
+    return (
+        isinstance(target, str)
+        and _is_dotted(target)
+        and any(target.startswith(f"{name}.") for name in allowed)
+    )
+
+
+def _is_dotted(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))

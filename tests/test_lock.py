@@ -1,0 +1,85 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from sdunroll.cache import WriteError
+from sdunroll.lock import Busy, held
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from sdunroll.lock import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_at_a_time_and_nothing_left_behind(tmp_path):
+    path = tmp_path / "work.lock"
+    with (
+        held(path),
+        pytest.raises(Busy, match=rf"in use by process {os.getpid()} on .*; wait for it"),
+        held(path),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+    with held(path):
+        pass
+
+
+def test_a_refused_one_does_not_take_the_lock_away(tmp_path):
+    path = tmp_path / "work.lock"
+    with held(path):
+        for _ in range(2):
+            with pytest.raises(Busy), held(path):
+                pass
+
+
+def test_an_exception_releases(tmp_path):
+    with pytest.raises(ZeroDivisionError), held(tmp_path / "work.lock"):
+        1 / 0  # noqa: B018
+    with held(tmp_path / "work.lock"):
+        pass
+
+
+def test_it_dies_with_its_owner(tmp_path):
+    path = tmp_path / "work.lock"
+    owner = subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    with owner, owner.stdout:
+        assert owner.stdout.readline() == "held\n"
+        with pytest.raises(Busy, match=f"process {owner.pid} "), held(path):
+            pass
+        owner.send_signal(signal.SIGKILL)
+    assert path.exists()  # stale, and no hindrance
+    with held(path):
+        assert str(os.getpid()) in path.read_text()
+
+
+def test_a_lock_file_that_was_removed_is_not_the_lock(tmp_path):
+    """Its owner removes it just after another process has opened it."""
+    path = tmp_path / "work.lock"
+    path.write_text("")
+    real = os.path.samestat
+    calls = []
+
+    def removed(one, other):
+        if not calls:
+            calls.append(path.unlink())
+            return False
+        return real(one, other)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os.path, "samestat", removed)
+        with held(path), pytest.raises(Busy), held(path):
+            pass
+    assert calls
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(WriteError, match="could not be written"), held(tmp_path / "no" / "lock"):
+        pass
