@@ -18,6 +18,7 @@ from sdunroll.checks import InvalidValue, UserError
 ROOMS = tuple(
     f"sdunroll.{room}"
     for room in (
+        "adversarial",
         "constraints",
         "data",
         "networks",
