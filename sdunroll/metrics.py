@@ -209,7 +209,7 @@ def baseline_figures(
         return {name: summarise(value, resample(value))[0] for name, value in values.items()}
 
     found = {}
-    for name, states in problem.baselines(data.obs).items():
+    for name, states in problem.baselines(data).items():
         row: dict[str, Any] = {"iterations": None}
         reached = None
         for count, y in enumerate(states):

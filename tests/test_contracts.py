@@ -140,7 +140,7 @@ def test_problem_instances_are_the_same_at_each_call_and_follow_a_disturbance(bu
 def test_problem_baselines_approach_the_optimum(built):
     batch = built.instances("val")
     best = built.problem.objective(batch.target, batch.obs)
-    for name, states in built.problem.baselines(batch.obs).items():
+    for name, states in built.problem.baselines(batch).items():
         gaps = [(built.problem.objective(y, batch.obs) - best).mean() for y in islice(states, 200)]
         assert gaps[-1] < 0.1 * gaps[0] or len(gaps) == 1, name
         assert gaps[-1] < 0.1 * built.problem.objective(0 * batch.target, batch.obs).mean(), name

@@ -99,13 +99,13 @@ def test_baselines(setting):
     found = metrics.baseline_figures(problem, batch, iterations=4, goal=0.5, limit=300, seed=0)
     for name, row in found.items():
         iterates = [
-            next(states) for states in [problem.baselines(batch.obs)[name]] for _ in range(5)
+            next(states) for states in [problem.baselines(batch)[name]] for _ in range(5)
         ]
         expected = (iterates[4] - batch.target).norm(dim=1).mean().item()
         assert row["iterations"] == 4
         assert row["distance"]["mean"] == pytest.approx(expected, rel=1e-5)
         reached = row["iterations_to_final_distance"]
-        states = problem.baselines(batch.obs)[name]
+        states = problem.baselines(batch)[name]
         distances = [
             (next(states) - batch.target).norm(dim=1).mean().item() for _ in range(reached + 1)
         ]

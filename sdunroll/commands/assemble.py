@@ -46,6 +46,10 @@ class Experiment:
         """The problem's instances of a split, on the device."""
         return self.reference.instances(self.source.signals(split)).to(self.device)
 
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
+        """New instances, on the device."""
+        return self.reference.instances(self.source.draw(count, generator)).to(self.device)
+
 
 def instantiate(config: DictConfig, group: str, **arguments: Any) -> Any:
     """Build the object of ``config[group]``, calling it with ``arguments`` if there are any.

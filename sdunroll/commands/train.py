@@ -15,6 +15,7 @@ from sdunroll import metrics
 from sdunroll.cache import WriteError
 from sdunroll.checks import InvalidValue, UserError, boolean
 from sdunroll.commands.assemble import Experiment, assemble, instantiate, set_up_torch
+from sdunroll.randomness import generator
 from sdunroll.runs import Run, collect_provenance, peak_memory_bytes
 from sdunroll.training import Epoch, Training
 
@@ -73,6 +74,8 @@ def _build(
     settings = instantiate(config, "training")
     dual = instantiate(config, "dual")
     experiment = assemble(config, device, state)
+    if settings.fresh:  # what cannot be drawn shows now
+        experiment.source.draw(1, generator(config.seed, "trial"))
     training = Training(
         settings,
         network=experiment.network,
@@ -83,6 +86,7 @@ def _build(
         train=experiment.instances("train"),
         val=experiment.instances("val"),
         seed=config.seed,
+        draw=experiment.draw if settings.fresh else None,
     )
     if state is not None:
         training.load_state_dict(state)

@@ -18,9 +18,10 @@ def make(problem, **settings):
 def test_starts_as_ista():
     """With the ISTA initialisation, layer l is iteration l of ISTA."""
     problem = make_problem(dtype=torch.float32)
-    obs = make_batch(problem).obs
+    batch = make_batch(problem)
+    obs = batch.obs
     path = make(problem, start="zero", num_layers=6)(obs, generator=generator(0, "start"))
-    expected = torch.stack(list(islice(problem.baselines(obs)["ista"], 7)))
+    expected = torch.stack(list(islice(problem.baselines(batch)["ista"], 7)))
     assert torch.allclose(path.states, expected, atol=1e-5)
 
 
