@@ -5,7 +5,7 @@ import torch
 
 from sdunroll.checks import InvalidValue
 from sdunroll.networks import Lista
-from sdunroll.networks.lista import _SoftThreshold
+from sdunroll.networks.parts import soft
 from sdunroll.randomness import generator
 from sdunroll.solvers import soft_threshold
 from tests.conftest import make_batch, make_problem
@@ -40,8 +40,8 @@ def test_layers_by_the_formula():
 def test_soft_threshold_gradients_by_finite_differences():
     v = torch.tensor([[1.0, -2.0, 0.2, 3.0]], dtype=torch.float64, requires_grad=True)
     theta = torch.tensor([0.5, 0.5, 0.5, 4.0], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(_SoftThreshold.apply, (v, theta))
-    assert torch.allclose(_SoftThreshold.apply(v, theta), soft_threshold(v, theta))
+    assert torch.autograd.gradcheck(soft, (v, theta))
+    assert torch.allclose(soft(v, theta), soft_threshold(v, theta))
 
 
 def test_start():

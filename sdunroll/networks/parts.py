@@ -1,0 +1,110 @@
+"""What the networks of the LISTA family share: thresholds, support selection, analytic weights.
+
+Legend: B instances, m features, n atoms, L layers.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from sdunroll import checks
+from sdunroll.problems import Problem, SparseCoding, SparseRecovery
+
+
+class _SoftThreshold(torch.autograd.Function):
+    """soft(v, theta); keeps its output alone for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, v: Tensor, theta: Tensor) -> Tensor:
+        out = v - v.clamp(-theta, theta)
+        ctx.save_for_backward(out)
+        ctx.shape = theta.shape  # type: ignore[attr-defined]
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        (out,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        sign = out.sign()
+        signed = grad * sign  # (B, n)
+        return signed * sign, -signed.sum_to_size(ctx.shape)  # type: ignore[attr-defined]
+
+
+def soft(v: Tensor, theta: Tensor) -> Tensor:
+    """sign(v) max(|v| - theta, 0), (B, n), for theta >= 0 of shape (1,), (n,), (B, 1) or (B, n)."""
+    return _SoftThreshold.apply(v, theta)
+
+
+def select_support(v: Tensor, theta: Tensor, count: int | Tensor) -> Tensor:
+    """Soft thresholding that leaves the ``count`` largest entries of each instance as they are.
+
+    Those that are at most theta become 0 all the same. Reference: Chen, Liu, Wang, Yin, "Theoretical
+    Linear Convergence of Unfolded ISTA and Its Practical Weights and Thresholds", section 3.2,
+    https://arxiv.org/abs/1808.10038.
+
+    Args:
+        v: (B, n). theta: as in :func:`soft`. count: one number or one for each instance, (B, 1).
+    """
+    size = v.detach().abs()
+    if isinstance(count, Tensor):
+        ranked = size.sort(dim=1, descending=True).values
+        least = ranked.gather(1, (count - 1).clamp_min(0)).masked_fill(count < 1, torch.inf)
+    elif count < 1:
+        return soft(v, theta)
+    else:
+        least = size.topk(count, dim=1).values[:, -1:]  # (B, 1)
+    trusted = (size >= least) & (size > theta)
+    return soft(v, torch.where(trusted, 0.0, theta))
+
+
+def selected(num_layers: int, atoms: int, *, share: float, most: float) -> list[int]:
+    """How many entries each layer leaves as they are: min(l share, most) of n, rounded, (L,)."""
+    checks.number("selection", share, low=0, high=1)
+    checks.number("max_selection", most, low=0, high=1)
+    return [round(min(layer * share, most) * atoms) for layer in range(1, num_layers + 1)]
+
+
+def analytic_weight(dictionary: Tensor) -> Tensor:
+    r"""W, (m, n): the minimiser of ||W^T D||_F^2 subject to w_i^T d_i = 1 for each column i.
+
+    In closed form w_i = (D D^T)^+ d_i / (d_i^T (D D^T)^+ d_i), computed in float64: columns decouple, and
+    each minimises w^T D D^T w on a hyperplane. Reference: Liu, Chen, Wang, Yin, "ALISTA: Analytic Weights
+    Are As Good As Learned Weights in LISTA", equation 16, https://openreview.net/forum?id=B1lnzn0ctQ.
+    """
+    exact = dictionary.double()
+    raw = torch.linalg.pinv(exact @ exact.T, hermitian=True) @ exact
+    return (raw / (raw * exact).sum(0)).to(dictionary.dtype)
+
+
+class Positive(nn.Module):
+    """A positive number for each layer, exp of a weight; shape (1,) when called with l = 1 .. L.
+
+    Args:
+        start: where all begin. num_layers: L.
+    """
+
+    def __init__(self, start: float, num_layers: int) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.full((num_layers,), start).log())
+
+    def forward(self, index: int) -> Tensor:
+        return self.log[index - 1 : index].exp()
+
+
+def lasso_of(problem: Problem, network: str) -> SparseCoding:
+    """The LASSO that a network unrolls: that of sparse coding or of sparse recovery.
+
+    Errors: another problem.
+    """
+    lasso = problem.coding if isinstance(problem, SparseRecovery) else problem
+    if not isinstance(lasso, SparseCoding):
+        raise checks.InvalidValue(
+            f"network: {network} unrolls sparse coding, got the problem {type(problem).__name__}; "
+            "take another network, problem=lista or problem=synthetic"
+        )
+    return lasso
+
+
+def residual(obs: Tensor, y: Tensor, dictionary: Tensor) -> Tensor:
+    """x - D y, (B, m)."""
+    return torch.addmm(obs, y, dictionary.T, alpha=-1)
