@@ -38,7 +38,7 @@ class CoupledLista(UnrolledNetwork):
             (TiLISTA); "analytic" learns the gamma_l alone (ALISTA). All start at the analytic weight.
         selection: layer l leaves l times this share of the entries unthresholded, 0 for none ...
         max_selection: ... but never more than this share.
-        threshold: theta at the start.
+        threshold, decay: theta_l = threshold decay^(l - 1) at the start, since errors fall geometrically.
     """
 
     dictionary: Tensor
@@ -53,7 +53,8 @@ class CoupledLista(UnrolledNetwork):
         weight: Literal["untied", "tied", "analytic"] = "untied",
         selection: float = 0.012,
         max_selection: float = 0.13,
-        threshold: float = 0.1,
+        threshold: float = 0.5,
+        decay: float = 0.75,
     ) -> None:
         super().__init__(num_layers=num_layers)
         lasso = lasso_of(problem, "LISTA")
@@ -65,7 +66,9 @@ class CoupledLista(UnrolledNetwork):
         self.register_buffer("analytic", analytic if weight == "analytic" else None)
         self.shares_weights = weight == "tied" and num_layers > 1
         self.gamma = None if weight == "untied" else Positive(1.0, num_layers)
-        self.theta = Positive(checks.number("threshold", threshold, above=0), num_layers)
+        checks.number("threshold", threshold, above=0)
+        checks.number("decay", decay, above=0, high=1)
+        self.theta = Positive(threshold, num_layers, decay=decay)
         self.selected = selected(
             num_layers, lasso.dictionary.shape[1], share=selection, most=max_selection
         )

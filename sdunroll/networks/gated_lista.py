@@ -35,7 +35,7 @@ class GatedLista(UnrolledNetwork):
         problem: gives D and alpha.
         generator: draws nothing.
         num_layers: L.
-        selection, max_selection, threshold: as of :class:`CoupledLista`.
+        selection, max_selection, threshold, decay: as of :class:`CoupledLista`.
         gate: mu and a at the start; nu starts at 1.
     """
 
@@ -49,7 +49,8 @@ class GatedLista(UnrolledNetwork):
         num_layers: int = 16,
         selection: float = 0.012,
         max_selection: float = 0.13,
-        threshold: float = 0.1,
+        threshold: float = 0.5,
+        decay: float = 0.75,
         gate: float = 0.1,
     ) -> None:
         super().__init__(num_layers=num_layers)
@@ -57,7 +58,9 @@ class GatedLista(UnrolledNetwork):
         self.register_buffer("dictionary", lasso.dictionary)
         analytic = analytic_weight(lasso.dictionary)
         self.weights = nn.ParameterList(analytic.clone() for _ in range(num_layers))
-        self.theta = Positive(checks.number("threshold", threshold, above=0), num_layers)
+        checks.number("threshold", threshold, above=0)
+        checks.number("decay", decay, above=0, high=1)
+        self.theta = Positive(threshold, num_layers, decay=decay)
         self.mu = Positive(checks.number("gate", gate, above=0), num_layers)
         self.nu = Positive(1.0, num_layers)
         self.overshoot = Positive(gate, num_layers)

@@ -80,12 +80,13 @@ class Positive(nn.Module):
     """A positive number for each layer, exp of a weight; shape (1,) when called with l = 1 .. L.
 
     Args:
-        start: where all begin. num_layers: L.
+        start: where layer 1 begins. num_layers: L.
+        decay: the ratio of a layer's start to that of the layer before.
     """
 
-    def __init__(self, start: float, num_layers: int) -> None:
+    def __init__(self, start: float, num_layers: int, *, decay: float = 1.0) -> None:
         super().__init__()
-        self.log = nn.Parameter(torch.full((num_layers,), start).log())
+        self.log = nn.Parameter((start * decay ** torch.arange(num_layers)).log())
 
     def forward(self, index: int) -> Tensor:
         return self.log[index - 1 : index].exp()
