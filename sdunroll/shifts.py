@@ -36,7 +36,8 @@ class SparsityShift(Perturbation):
     """A share level of the entries is not 0, 0 < level <= 1; targets are the new codes.
 
     Entries are dropped at random or N(0, 1) ones added, so that the codes stay the same where the level
-    is the share p that was trained on: P(kept) = level / p below it, P(added) = (level - p) / (1 - p) above.
+    is the share p that was trained on: below it, one is kept with probability level / p; above it, one
+    is added with probability (level - p) / (1 - p).
     """
 
     def __init__(self, level: float) -> None:

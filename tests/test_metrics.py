@@ -98,9 +98,7 @@ def test_baselines(setting):
     problem, batch, _ = setting
     found = metrics.baseline_figures(problem, batch, iterations=4, goal=0.5, limit=300, seed=0)
     for name, row in found.items():
-        iterates = [
-            next(states) for states in [problem.baselines(batch)[name]] for _ in range(5)
-        ]
+        iterates = [next(states) for states in [problem.baselines(batch)[name]] for _ in range(5)]
         expected = (iterates[4] - batch.target).norm(dim=1).mean().item()
         assert row["iterations"] == 4
         assert row["distance"]["mean"] == pytest.approx(expected, rel=1e-5)

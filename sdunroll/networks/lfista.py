@@ -1,6 +1,6 @@
 r"""LFISTA: the unrolled FISTA, its momentum learned.
 
-    y_l = soft(Wg_l y_{l-1} + Wm_l y_{l-2} + We_l x, theta_l),    l = 1 .. L,    y_{-1} = y_0
+    y_l = soft(Wg_l y_{l-1} + Wm_l y_{l-2} + We_l x, theta_l),    l = 1 .. L,    y_{-1} = y_0 = 0
 
 Reference: Moreau & Bruna, "Understanding Trainable Sparse Coding via Matrix Factorization",
 https://arxiv.org/abs/1609.00285. Legend: B instances, m features, n atoms, L layers.
@@ -42,9 +42,9 @@ class Lfista(UnrolledNetwork):
         exact = lasso.dictionary.double()
         step = torch.eye(exact.shape[1]) - exact.T @ exact / lasso.lipschitz
         momenta = fista_momenta(num_layers)
-        self.wg = nn.ParameterList(((1 + beta) * step).to(lasso.dictionary) for beta in momenta)
-        # layer 1 has no y_{l-2}
-        self.wm = nn.ParameterList((-beta * step).to(lasso.dictionary) for beta in momenta[1:])
+        # y_0 = 0 asks for no Wg in layer 1, and for no Wm in layers 1 and 2
+        self.wg = nn.ParameterList(((1 + b) * step).to(lasso.dictionary) for b in momenta[1:])
+        self.wm = nn.ParameterList((-b * step).to(lasso.dictionary) for b in momenta[2:])
         drive = (exact.T / lasso.lipschitz).to(lasso.dictionary)
         self.we = nn.Parameter(drive.repeat(num_layers, 1, 1))  # (L, n, m)
         self.theta = Positive(float(lasso.alpha) / lasso.lipschitz, num_layers)
@@ -58,10 +58,12 @@ class Lfista(UnrolledNetwork):
         return _Carried(drives.view(len(obs), self.num_layers, -1).unbind(1))
 
     def layer(self, index: int, y: Tensor, shared: _Carried) -> Tensor:
-        v = torch.addmm(shared.drives[index - 1], y, self.wg[index - 1].T)
+        v = shared.drives[index - 1]
+        if index > 1:
+            v = torch.addmm(v, y, self.wg[index - 2].T)
         if shared.before is not None:
-            v = torch.addmm(v, shared.before, self.wm[index - 2].T)
-        shared.before = y
+            v = torch.addmm(v, shared.before, self.wm[index - 3].T)
+        shared.before = y if index > 1 else None
         return soft(v, self.theta(index))
 
 

@@ -14,13 +14,15 @@ from torch import Tensor
 
 from sdunroll import checks, solvers
 from sdunroll.cache import Cache, digest
-from sdunroll.data import Batch, SparseCodes, Source, gaussian_dictionary, noise_std
+from sdunroll.data import Batch, Source, SparseCodes, gaussian_dictionary, noise_std
 from sdunroll.problems.base import Problem
 from sdunroll.problems.sparse_coding import SparseCoding
 from sdunroll.randomness import generator
 
 AMP_TUNING = 1.1402  # tau, tuned for this benchmark by Borgerding et al., section III-A
-OFFSET = 1e-12  # of squared norms, so that the dB of an exact recovery and of a zero code are finite
+OFFSET = (
+    1e-12  # of squared norms, so that the dB of an exact recovery and of a zero code are finite
+)
 
 
 class SparseRecovery(Problem):

@@ -102,9 +102,7 @@ def baseline_table(metrics: dict[str, Any]) -> str:
         cells = [name, "" if count is None else str(count), f"{row['distance']['mean']:.4g}"]
         cells += _cells(row, columns)
         if iterates:
-            cells.append(
-                "not reached" if reached is None else str(reached)
-            )
+            cells.append("not reached" if reached is None else str(reached))
         rows.append(cells)
     return aligned(header, rows)
 

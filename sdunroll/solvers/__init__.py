@@ -1,4 +1,4 @@
-"""Classical algorithms: ISTA, FISTA, AMP, the certified LASSO optimum, dictionary learning, harmonic fill."""
+"""Classical algorithms: ISTA, FISTA, AMP, the LASSO optimum, dictionary learning, harmonic fill."""
 
 from sdunroll.solvers.amp import amp, least_squares_on
 from sdunroll.solvers.dictionary_learning import DictionaryLearning
