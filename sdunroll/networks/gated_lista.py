@@ -76,8 +76,8 @@ class GatedLista(UnrolledNetwork):
         theta = self.theta(index)
         z = y
         if index > 1:  # no threshold acted on y_0
-            gain = self.mu(index) * self.theta(index - 1) * (-self.nu(index) * y.abs()).exp()
-            z = y + gain * y
+            taken = self.theta(index - 1).detach()  # a weight of the layer before, which is its own
+            z = y + self.mu(index) * taken * (-self.nu(index) * y.abs()).exp() * y
         step = residual(shared, z, self.dictionary) @ self.weights[index - 1]  # (B, n)
         change = select_support(z + step, theta, self.selected[index - 1]) - y
         return y + change + self.overshoot(index) * theta * change / (change.abs() + DELTA)

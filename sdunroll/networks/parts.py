@@ -76,8 +76,13 @@ def analytic_weight(dictionary: Tensor) -> Tensor:
     return (raw / (raw * exact).sum(0)).to(dictionary.dtype)
 
 
+RATE = (
+    10.0  # by which scalars learn faster than the entries of matrices, at one step for all weights
+)
+
+
 class Positive(nn.Module):
-    """A positive number for each layer, exp of a weight; shape (1,) when called with l = 1 .. L.
+    """A positive number for each layer, exp(RATE w_l); shape (1,) when called with l = 1 .. L.
 
     Args:
         start: where layer 1 begins. num_layers: L.
@@ -86,10 +91,10 @@ class Positive(nn.Module):
 
     def __init__(self, start: float, num_layers: int, *, decay: float = 1.0) -> None:
         super().__init__()
-        self.log = nn.Parameter((start * decay ** torch.arange(num_layers)).log())
+        self.log = nn.Parameter((start * decay ** torch.arange(num_layers)).log() / RATE)
 
     def forward(self, index: int) -> Tensor:
-        return self.log[index - 1 : index].exp()
+        return (RATE * self.log[index - 1 : index]).exp()
 
 
 def lasso_of(problem: Problem, network: str) -> SparseCoding:
