@@ -1,4 +1,8 @@
-"""What the reproduce scripts share: runs made by the `sdunroll` commands, each of them once."""
+"""What the reproduce scripts share: a suite of studies at several scales, each run made once.
+
+A run's directory is named by its study, its seed and the hash of its resolved configuration (without
+device, threads and paths), so that what is done is not done again and a changed setting is.
+"""
 
 import argparse
 import json
@@ -11,9 +15,17 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from sdunroll import cli
+from sdunroll.report.collect import method_key
 
 REFERENCE = Path("outputs/reference")
+State = Literal["done", "running", "failed", "begun", "missing"]
 
 
 @dataclass(frozen=True)
@@ -21,10 +33,9 @@ class Study:
     """One setting, trained with each seed.
 
     Attributes:
-        name: of its run directories, ``NAME_seedN``.
-        overrides: of `sdunroll train`.
+        name: of its run directories. overrides: of `sdunroll train`.
         perturbations: levels by perturbation, for `sdunroll perturb`.
-        seeds: at most these of the seeds that are asked for; None for all.
+        seeds: at most these of the scale's seeds; None for all.
     """
 
     name: str
@@ -33,8 +44,161 @@ class Study:
     seeds: Sequence[int] | None = None
 
 
+@dataclass(frozen=True)
+class Scale:
+    """How much of a suite is done.
+
+    Attributes:
+        parts: the parts that belong to it, by name, unless others are asked for.
+        seeds: of each study.
+        overrides: added to those of each study.
+        levels: of perturbations, in place of the studies' own.
+        minutes: that one run takes, about. machine: on what; both for the estimate that is printed
+            before it starts.
+    """
+
+    parts: Sequence[str]
+    seeds: Sequence[int]
+    minutes: float
+    machine: str
+    overrides: Sequence[str] = ()
+    levels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study: its folder, the arguments of `sdunroll train`, its perturbations."""
+
+    study: Study
+    seed: int
+    folder: Path
+    overrides: list[str]
+    perturbations: Mapping[str, str]
+
+    def state(self) -> State:
+        """What has become of it."""
+        wanted = ["summary.json", "eval/metrics.json"]
+        wanted += [f"perturb/{name}.json" for name in self.perturbations]
+        if all((self.folder / name).exists() for name in wanted):
+            return "done"
+        try:
+            with FileLock(self.beside("lock"), blocking=False):
+                pass
+        except Timeout:
+            return "running"
+        if self.beside("failed").exists():
+            return "failed"
+        return "begun" if (self.folder / "history.csv").exists() else "missing"
+
+    def beside(self, ending: str) -> Path:
+        """A file beside the run directory."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        return self.folder.with_name(f"{self.folder.name}.{ending}")
+
+
+class Suite:
+    """The studies of one script and its command line.
+
+    Args:
+        name: of the folder below outputs/. parts: studies by part. scales: by name.
+        description: for --help.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parts: Mapping[str, Sequence[Study]],
+        scales: Mapping[str, Scale],
+        description: str,
+    ) -> None:
+        parser = argparse.ArgumentParser(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        parser.add_argument("--scale", choices=[*scales], default="small")
+        parser.add_argument("--status", action="store_true", help="say what is done, and end")
+        parser.add_argument("--jobs", type=int, default=2, help="runs at once")
+        parser.add_argument("--only", nargs="+", choices=[*parts], help="parts of it")
+        parser.add_argument("--seeds", nargs="+", type=int, help="others than the scale's")
+        self.options = parser.parse_args()
+        self.parts = parts
+        self.scale = scales[self.options.scale]
+        self.runs = Path("outputs") / name / self.options.scale
+        small = self.options.scale == "small"
+        self.results = REFERENCE if small else self.runs / "report"
+
+    def jobs(self, parts: Sequence[str] | None = None) -> list[Job]:
+        """The runs of the parts that are asked for."""
+        chosen = parts or self.options.only or self.scale.parts
+        seeds = self.options.seeds or self.scale.seeds
+        cli.register_resolvers()
+        with initialize_config_dir(str(cli.config_folder()), version_base="1.3"):
+            return [
+                self._job(study, seed)
+                for seed in seeds
+                for part in chosen
+                for study in self.parts[part]
+                if study.seeds is None or seed in study.seeds
+            ]
+
+    def _job(self, study: Study, seed: int) -> Job:
+        overrides = [*study.overrides, *self.scale.overrides, f"seed={seed}"]
+        config = OmegaConf.to_container(compose("train", overrides), resolve=True)
+        assert isinstance(config, dict)
+        key = method_key({str(name): value for name, value in config.items()})
+        folder = self.runs / f"{study.name}_seed{seed}_{key[:8]}"
+        levels = {
+            name: self.scale.levels.get(name, levels)
+            for name, levels in study.perturbations.items()
+        }
+        return Job(study, seed, folder, overrides, levels)
+
+    def run(self) -> None:
+        """Make the runs that are missing, or say with --status which are. Ends the program if one
+        fails, after all others are done."""
+        jobs = self.jobs()
+        states = [job.state() for job in jobs]
+        if self.options.status:
+            for job, state in zip(jobs, states, strict=True):
+                print(f"{state:8} {job.folder}")
+            raise SystemExit(0)
+        missing = sum(state != "done" for state in states)
+        minutes = missing * self.scale.minutes / self.options.jobs
+        left = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes"
+        print(
+            f"{len(jobs)} runs, {missing} to do, about {left} on {self.scale.machine}", flush=True
+        )
+        threads = max(1, math.floor((os.cpu_count() or 1) / self.options.jobs))
+        with ThreadPoolExecutor(self.options.jobs) as pool:
+            results = list(pool.map(lambda job: _make(job, threads), jobs))
+        if not all(results):
+            bad = [job.folder for job, good in zip(jobs, results, strict=True) if not good]
+            raise SystemExit(f"not done: {', '.join(map(str, bad))}; see --status, then run again")
+
+    def finished(self) -> dict[str, dict[int, Path]]:
+        """The finished runs of all parts, by study and seed."""
+        found: dict[str, dict[int, Path]] = {}
+        for job in self.jobs([*self.parts]):
+            if job.state() == "done":
+                found.setdefault(job.study.name, {})[job.seed] = job.folder
+        return found
+
+    def report(self, name: str, parts: Sequence[str]) -> None:
+        """`sdunroll report` over the finished runs of ``parts``."""
+        folders = [str(job.folder) for job in self.jobs(parts) if job.state() == "done"]
+        if folders:
+            arguments = [f"runs=[{','.join(folders)}]", f"hydra.run.dir={self.results / name}"]
+            call(["report", *arguments], threads=1)
+
+    def write(self, name: str, found: Mapping[str, Any], table: str) -> None:
+        """Write ``NAME.json`` and ``NAME.md`` among the results and print the table."""
+        self.results.mkdir(parents=True, exist_ok=True)
+        (self.results / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+        (self.results / f"{name}.md").write_text(table + "\n")
+        print(table)
+
+
 def call(arguments: list[str], threads: int) -> None:
-    """One `sdunroll` command, printed as a user would type it."""
+    """One `sdunroll` command, printed as a user would type it. Errors: RuntimeError if it fails."""
     print("sdunroll", shlex.join(arguments), flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
@@ -45,47 +209,36 @@ def call(arguments: list[str], threads: int) -> None:
         check=False,
     )
     if done.returncode:
-        raise SystemExit(f"sdunroll {shlex.join(arguments)} failed:\n{done.stderr}")
+        raise RuntimeError(f"sdunroll {shlex.join(arguments)} failed:\n{done.stderr}")
 
 
-def make_run(runs: Path, study: Study, seed: int, threads: int) -> None:
-    """Train, perturb and evaluate one run, unless that is done."""
-    folder = runs / f"{study.name}_seed{seed}"
+def _make(job: Job, threads: int) -> bool:
+    """Train, perturb and evaluate a run as far as that is not done; whether it is done now."""
+    try:
+        with FileLock(job.beside("lock"), blocking=False):
+            job.beside("failed").unlink(missing_ok=True)
+            _call_missing(job, threads)
+    except Timeout:
+        print(f"{job.folder}: another process is at it", flush=True)
+        return False
+    except RuntimeError as error:
+        job.beside("failed").write_text(f"{error}\n")
+        print(error, file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def _call_missing(job: Job, threads: int) -> None:
+    folder = job.folder
     if not (folder / "summary.json").exists():
         begun = (folder / "checkpoints" / "last.pt").exists()
-        fresh = [*study.overrides, f"seed={seed}", f"hydra.run.dir={folder}"]
+        fresh = [*job.overrides, f"hydra.run.dir={folder}"]
         call(["train", *([f"resume={folder}"] if begun else fresh)], threads)
-    for perturbation, levels in study.perturbations.items():
-        if not (folder / "perturb" / f"{perturbation}.json").exists():
-            arguments = [f"run={folder}", f"perturbation={perturbation}", f"levels={levels}"]
-            call(["perturb", *arguments], threads)
+    for name, levels in job.perturbations.items():
+        if not (folder / "perturb" / f"{name}.json").exists():
+            call(["perturb", f"run={folder}", f"perturbation={name}", f"levels={levels}"], threads)
     if not (folder / "eval" / "metrics.json").exists():
         call(["eval", f"run={folder}"], threads)
-
-
-def make_all(runs: Path, parts: Mapping[str, Sequence[Study]], description: str) -> None:
-    """Read the command line and make the runs that it asks for."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once, a thread each")
-    parser.add_argument("--only", nargs="*", default=list(parts), choices=[*parts])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    options = parser.parse_args()
-    threads = max(1, math.floor((os.cpu_count() or 1) / options.jobs))
-    wanted = [
-        (study, seed)
-        for part in options.only
-        for seed in options.seeds
-        for study in parts[part]
-        if study.seeds is None or seed in study.seeds
-    ]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda job: make_run(runs, *job, threads), wanted))
-
-
-def finished(runs: Path, study: Study) -> dict[int, Path]:
-    """The finished runs of a study, by seed."""
-    done = sorted(runs.glob(f"{study.name}_seed*/eval/metrics.json"))
-    return {int(path.parts[-3].rsplit("seed", 1)[1]): path.parents[1] for path in done}
 
 
 def read(folder: Path, name: str) -> dict[str, Any]:
@@ -111,11 +264,3 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     """A table whose first line is its header."""
     header, *rows = lines
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
-
-
-def write(name: str, found: Mapping[str, Any], table: str) -> None:
-    """Write ``NAME.json`` and ``NAME.md`` and print the table."""
-    REFERENCE.mkdir(parents=True, exist_ok=True)
-    (REFERENCE / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    (REFERENCE / f"{name}.md").write_text(table + "\n")
-    print(table)

@@ -93,7 +93,7 @@ def evaluate(
     measured: list[Tensor] = []  # (2, R, B) each
     health: dict[str, float] = {}
     for batch in data.chunks():
-        perturb = perturbation and perturbation.between_layers(problem, batch.obs, noise_rng)
+        perturb = perturbation and perturbation.between_layers(problem, batch, noise_rng)
         path = network(batch.obs, generator=start_rng, perturb=perturb)
         measured.append(torch.stack(constraint.measures(problem, path, batch)).cpu())
         found = state_figures(problem, path.states, batch, path.problems)

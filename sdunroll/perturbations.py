@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdunroll import checks
 from sdunroll.data import Batch
-from sdunroll.networks import Perturb
+from sdunroll.networks import Perturb, UnrolledNetwork
 from sdunroll.problems import Inpainting, InverseImaging, Problem
 
 
@@ -24,6 +24,11 @@ class Perturbation:
 
     def __init__(self, level: float) -> None:
         self.level = checks.number("level", level, low=0)
+
+    def aim(self, network: UnrolledNetwork, seed: int) -> "Perturbation":
+        """The disturbance as directed at ``network``, whose starts an evaluation draws from ``seed``;
+        itself, where it does not depend on the network."""
+        return self
 
     def disturb(
         self, signals: Tensor, generator: torch.Generator, value_range: tuple[float, float] | None
@@ -43,7 +48,7 @@ class Perturbation:
         return problem.instances(disturbed, clean=signals)
 
     def between_layers(
-        self, problem: Problem, obs: Tensor, generator: torch.Generator
+        self, problem: Problem, batch: Batch, generator: torch.Generator
     ) -> Perturb | None:
         """What acts on y_0 .. y_{L-1}; None for nothing."""
         return None
@@ -72,7 +77,7 @@ class LayerNoise(Perturbation):
         self.mode = checks.choice("mode", mode, ("relative", "absolute", "fading"))
 
     def between_layers(
-        self, problem: Problem, obs: Tensor, generator: torch.Generator
+        self, problem: Problem, batch: Batch, generator: torch.Generator
     ) -> Perturb | None:
         if self.level == 0:
             return None
@@ -86,7 +91,7 @@ class LayerNoise(Perturbation):
             direction = random_direction(y, generator)
             if self.mode == "fading":
                 return y + self.level / index * direction
-            size = self.level * problem.step_length(y.detach(), obs)  # (B,)
+            size = self.level * problem.step_length(y.detach(), batch.obs)  # (B,)
             return y + size.view(-1, *[1] * (y.ndim - 1)) * direction
 
         return perturb
@@ -189,6 +194,6 @@ class InitialScale(Perturbation):
     """y_0 scaled by the level: a start farther off (or nearer) than those trained on."""
 
     def between_layers(
-        self, problem: Problem, obs: Tensor, generator: torch.Generator
+        self, problem: Problem, batch: Batch, generator: torch.Generator
     ) -> Perturb | None:
         return lambda index, y: self.level * y if index == 0 else y

@@ -333,10 +333,10 @@ def test_perturbation(choice, problem):
     signals, bounds = experiment.source.signals("test"), experiment.source.value_range
 
     def disturbed(level, seed=0):
-        disturbance = instantiate(config, "perturbation", level=level)
+        disturbance = instantiate(config, "perturbation", level=level).aim(experiment.network, 5)
         batch = disturbance.instances(experiment.reference, signals, generator(seed, "x"), bounds)
         rng = generator(seed, "y")
-        perturb = disturbance.between_layers(experiment.problem, batch.obs, rng)
+        perturb = disturbance.between_layers(experiment.problem, batch, rng)
         return run(experiment, batch.obs, perturb=perturb).states
 
     neutral, other = UNDISTURBED_AND_DISTURBED.get(choice, (0, 2))

@@ -32,28 +32,28 @@ def test_random_directions_are_uniform_on_the_sphere():
 
 def test_relative_layer_noise_has_the_length_of_classical_steps(setting):
     problem, batch, y = setting
-    perturb = LayerNoise(2.0).between_layers(problem, batch.obs, generator(0, "n"))
+    perturb = LayerNoise(2.0).between_layers(problem, batch, generator(0, "n"))
     moved = (perturb(1, y) - y).norm(dim=1)
     assert torch.allclose(moved, 2 * problem.step_length(y, batch.obs))
 
 
 def test_relative_layer_noise_fades_at_the_optimum(setting):
     problem, batch, _ = setting
-    perturb = LayerNoise(5.0).between_layers(problem, batch.obs, generator(0, "n"))
+    perturb = LayerNoise(5.0).between_layers(problem, batch, generator(0, "n"))
     assert (perturb(1, batch.target) - batch.target).abs().max() < 1e-8
 
 
 def test_absolute_layer_noise_has_its_level_as_standard_deviation(setting):
     problem, batch, _ = setting
     y = torch.zeros(5000, 16, dtype=torch.float64)
-    perturb = LayerNoise(0.3, mode="absolute").between_layers(problem, batch.obs, generator(0, "n"))
+    perturb = LayerNoise(0.3, mode="absolute").between_layers(problem, batch, generator(0, "n"))
     assert perturb(1, y).std().item() == pytest.approx(0.3, rel=0.02)
 
 
 @pytest.mark.parametrize("mode", ["relative", "absolute", "fading"])
 def test_layer_noise_leaves_the_start_alone(setting, mode):
     problem, batch, y = setting
-    perturb = LayerNoise(1.0, mode=mode).between_layers(problem, batch.obs, generator(0, "n"))
+    perturb = LayerNoise(1.0, mode=mode).between_layers(problem, batch, generator(0, "n"))
     assert torch.equal(perturb(0, y), y)
     assert not torch.equal(perturb(1, y), y)
 
@@ -70,7 +70,7 @@ def test_input_noise_is_clamped_to_the_range_of_the_data():
 
 def test_initial_scale_acts_on_the_start_alone(setting):
     problem, batch, y = setting
-    perturb = InitialScale(3.0).between_layers(problem, batch.obs, generator(0, "n"))
+    perturb = InitialScale(3.0).between_layers(problem, batch, generator(0, "n"))
     assert torch.equal(perturb(0, y), 3 * y)
     assert torch.equal(perturb(1, y), y)
 
@@ -89,7 +89,7 @@ def test_refuses_an_unknown_mode():
 
 def test_fading_layer_noise_has_norm_level_over_layer(setting):
     problem, batch, y = setting
-    perturb = LayerNoise(3.0, mode="fading").between_layers(problem, batch.obs, generator(0, "n"))
+    perturb = LayerNoise(3.0, mode="fading").between_layers(problem, batch, generator(0, "n"))
     for index in (1, 2, 3):
         moved = (perturb(index, y) - y).norm(dim=1)
         assert torch.allclose(moved, torch.full_like(moved, 3.0 / index))

@@ -32,6 +32,7 @@ def main(config: DictConfig) -> None:
     with log_to(Path(config.run), "perturb/perturb.log"):
         levels = _levels(config.levels)
         disturbances = [instantiate(config, "perturbation", level=level) for level in levels]
+        count = _count(config.num_samples)
         device = set_up_torch(config)
         run, experiment = load_best(config.run, device)
         other = None if config.against is None else load_best(config.against, device)
@@ -39,7 +40,7 @@ def main(config: DictConfig) -> None:
             targets_alone = disturbances[0].replaces_observations
             _check_comparable(experiment, other[1], config.against, targets_alone)
         seed = seed_of(config, run)
-        perturb = partial(_perturb, disturbances=disturbances, seed=seed)
+        perturb = partial(_perturb, disturbances=disturbances, count=count, seed=seed)
         result = {
             "perturbation": config.name,
             "label": _label(run),
@@ -86,10 +87,14 @@ def _levels(given: Any) -> list[float]:
     return sorted({checks.number("levels", level, low=0) for level in given})
 
 
+def _count(given: Any) -> int | None:
+    return None if given is None else checks.integer("num_samples", given)
+
+
 def _perturb(
-    experiment: Experiment, *, disturbances: list[Perturbation], seed: int
+    experiment: Experiment, *, disturbances: list[Perturbation], count: int | None, seed: int
 ) -> dict[str, Any]:
-    signals = experiment.source.signals("test")
+    signals = experiment.source.signals("test")[:count]
     return {
         "num_samples": len(signals),
         "levels": [_row(experiment, signals, disturbance, seed) for disturbance in disturbances],
@@ -119,9 +124,10 @@ def _picture_levels(
     signals = experiments[0].source.signals("test")[:PICTURED]
 
     def restored(experiment: Experiment, disturbance: Perturbation) -> tuple[Batch, torch.Tensor]:
+        disturbance = disturbance.aim(experiment.network, seed)
         data = _disturbed(experiment, signals, disturbance, seed)
         noise = generator(seed, "evaluation/noise", data.obs.device)
-        perturb = disturbance.between_layers(experiment.problem, data.obs, noise)
+        perturb = disturbance.between_layers(experiment.problem, data, noise)
         start = generator(seed, "evaluation/start", data.obs.device)
         return data, experiment.network(data.obs, generator=start, perturb=perturb).states[-1]
 
@@ -150,6 +156,7 @@ def _row(
 ) -> dict[str, Any]:
     """The figures at one level. The noise is drawn from the same seed at each level, so that levels
     differ in size alone; a shifted observation has an optimum of its own."""
+    disturbance = disturbance.aim(experiment.network, seed)
     data = _disturbed(experiment, signals, disturbance, seed)
     measured = metrics.evaluate(
         experiment.network,

@@ -22,14 +22,17 @@ class Problem(nn.Module, ABC):
     minimised = True  #: whether the targets are the minimisers of f
 
     @abstractmethod
-    def instances(self, signals: Tensor, clean: Tensor | None = None) -> Batch:
+    def instances(
+        self, signals: Tensor, clean: Tensor | None = None, *, keep: bool = True
+    ) -> Batch:
         """Instances made of ``signals``, (B, C, H, W) or (B, m), with their targets; the same ones at
-        each call.
+        each call, and differentiable in the signals if they are not kept.
 
         Args:
             clean: what the signals were before a disturbance, themselves by default. Where the target
                 is what was observed, it is the clean one; where it is an optimum, it is that of the
                 disturbed problem.
+            keep: whether what is computed may be cached.
         """
 
     @abstractmethod

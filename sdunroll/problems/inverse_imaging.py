@@ -51,7 +51,9 @@ class InverseImaging(Problem):
         self.penalty = penalty
         self.latent_gradient = latent_gradient
 
-    def instances(self, signals: Tensor, clean: Tensor | None = None) -> Batch:
+    def instances(
+        self, signals: Tensor, clean: Tensor | None = None, *, keep: bool = True
+    ) -> Batch:
         """Observations of ``signals``, (B, C, H, W), with the clean pictures as targets.
 
         Masks and noise are drawn anew for each set of clean pictures, the same at each call.

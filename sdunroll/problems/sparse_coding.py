@@ -39,10 +39,22 @@ class SparseCoding(Problem):
         self.lipschitz = solvers.lipschitz(dictionary)
         self.cache = cache or Cache(None)
 
-    def instances(self, signals: Tensor, clean: Tensor | None = None) -> Batch:
+    def instances(
+        self, signals: Tensor, clean: Tensor | None = None, *, keep: bool = True
+    ) -> Batch:
         """The signals, flattened, with their optima; those of the disturbed problem, if any."""
         obs = signals.flatten(1)  # (B, m)
-        return Batch(obs, self.optimum(obs))
+        if keep:
+            return Batch(obs, self.optimum(obs.detach()))
+        codes = solvers.solve_lasso(self.dictionary, obs.detach(), float(self.alpha)).codes
+        if not obs.requires_grad:
+            return Batch(obs, codes)
+        # on its support y* is linear in x: the same value again, with its graph
+        wide = self.dictionary.double()
+        target = solvers.polish(
+            codes.double(), wide.T @ wide, obs.double() @ wide, float(self.alpha)
+        )
+        return Batch(obs, target.to(codes.dtype))
 
     def objective(self, y: Tensor, obs: Tensor) -> Tensor:
         residual = y @ self.dictionary.T - obs  # (..., B, m)

@@ -67,7 +67,9 @@ class SparseRecovery(Problem):
             seed=self.seed,
         )
 
-    def instances(self, signals: Tensor, clean: Tensor | None = None) -> Batch:
+    def instances(
+        self, signals: Tensor, clean: Tensor | None = None, *, keep: bool = True
+    ) -> Batch:
         """Measurements of the codes ``signals``, (B, n), with the clean codes as targets.
 
         The noise is drawn anew for each set of clean codes, the same at each call.

@@ -5,7 +5,7 @@ Runs whose configurations agree but for the seed, the device, threads and paths 
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,10 +53,7 @@ class Record:
     @property
     def key(self) -> str:
         """The hash of all that makes the method."""
-        kept = {name: value for name, value in self.config.items() if name not in OWN}
-        kept["training"] = {**kept["training"], "stop_after": None}
-        kept["data"] = {name: value for name, value in kept["data"].items() if name != "root"}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+        return method_key(self.config)
 
 
 @dataclass(frozen=True)
@@ -104,6 +101,14 @@ class Method:
             for row in record.perturbations.get(perturbation, {}).get("levels", [])
         ]
         return [float(row[name]) for row in rows if row["level"] == level and name in row]
+
+
+def method_key(config: Mapping[str, Any]) -> str:
+    """The hash of a resolved configuration, without the seed, the machine and paths."""
+    kept = {name: value for name, value in config.items() if name not in OWN}
+    kept["training"] = {**kept["training"], "stop_after": None}
+    kept["data"] = {name: value for name, value in kept["data"].items() if name != "root"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _is_hidden(override: str) -> bool:

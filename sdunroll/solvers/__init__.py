@@ -3,7 +3,14 @@
 from sdunroll.solvers.amp import amp, least_squares_on
 from sdunroll.solvers.dictionary_learning import DictionaryLearning
 from sdunroll.solvers.harmonic import harmonic_fill
-from sdunroll.solvers.lasso import Admm, LassoSolution, NotConverged, duality_gap, solve_lasso
+from sdunroll.solvers.lasso import (
+    Admm,
+    LassoSolution,
+    NotConverged,
+    duality_gap,
+    polish,
+    solve_lasso,
+)
 from sdunroll.solvers.proximal import fista, ista, lipschitz, soft_threshold
 
 __all__ = [
@@ -18,6 +25,7 @@ __all__ = [
     "ista",
     "least_squares_on",
     "lipschitz",
+    "polish",
     "soft_threshold",
     "solve_lasso",
 ]

@@ -212,7 +212,7 @@ class Training:
 
     def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One primal step; the loss and the moments it saw, detached."""
-        noise = self.settings.noise.between_layers(self.problem, batch.obs, self.noise_rng)
+        noise = self.settings.noise.between_layers(self.problem, batch, self.noise_rng)
         layer = self.stage.layer
         frozen = layer - 1 if self.stage.alone else 0
         path = self.network(

@@ -6,6 +6,7 @@ import torch
 
 from sdunroll.checks import InvalidValue
 from sdunroll.constraints import Distance
+from sdunroll.data import Batch
 from sdunroll.networks import Lista
 from sdunroll.perturbations import LayerNoise
 from sdunroll.primal_dual import Ascent, NotFinite, ProportionalIntegral
@@ -117,7 +118,7 @@ def test_without_constraints_it_is_plain_training():
             optimizer.param_groups[0]["lr"] = (
                 1e-2 * (1 + math.cos(math.pi * (4 * epoch + step) / 8)) / 2
             )
-            perturb = LayerNoise(0.5).between_layers(PROBLEM, obs, noise)
+            perturb = LayerNoise(0.5).between_layers(PROBLEM, Batch(obs, target), noise)
             path = network(obs, generator=start, perturb=perturb)
             optimizer.zero_grad()
             ((path.states[-1] - target).square().sum(1) / 2).mean().backward()
