@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sdunroll import checks
 from sdunroll.networks.base import UnrolledNetwork
-from sdunroll.networks.parts import lasso_of, soft
+from sdunroll.networks.parts import DECAY, THRESHOLD, analytic_weight, lasso_of, soft
 from sdunroll.problems import Problem
 
 
@@ -30,7 +30,9 @@ class Lista(UnrolledNetwork):
         num_layers: L.
         init: "ista" makes every layer one step of ISTA: W1 = I - D^T D / Lip, W2 = D^T / Lip,
             theta = alpha / Lip with Lip = ||D||_2^2. "random" draws W1 and W2 from
-            N(0, 1 / (100 n)) and N(0, 1 / (100 m)), with the same theta.
+            N(0, 1 / (100 n)) and N(0, 1 / (100 m)), with the same theta. "analytic" takes W1 = I - W^T D
+            and W2 = W^T with W of :func:`sdunroll.networks.parts.analytic_weight`, and theta as that of
+            :class:`CoupledLista` without support selection.
         start: y_0 ~ N(0, start_std^2 I) ("random") or 0 ("zero").
         start_std: standard deviation of the entries of a random y_0.
         tied: one W1 and one W2 for all layers; the thresholds are each layer's own all the same.
@@ -42,14 +44,14 @@ class Lista(UnrolledNetwork):
         generator: torch.Generator,
         *,
         num_layers: int = 10,
-        init: Literal["ista", "random"] = "ista",
+        init: Literal["ista", "random", "analytic"] = "ista",
         start: Literal["random", "zero"] = "random",
         start_std: float = 0.4,
         tied: bool = False,
     ) -> None:
         super().__init__(num_layers=num_layers)
         lasso = lasso_of(problem, "LISTA")
-        checks.choice("init", init, ("ista", "random"))
+        checks.choice("init", init, ("ista", "random", "analytic"))
         self.start = checks.choice("start", start, ("random", "zero"))
         self.start_std = checks.number("start_std", start_std, above=0)
         checks.boolean("tied", tied)
@@ -57,15 +59,18 @@ class Lista(UnrolledNetwork):
         dictionary = lasso.dictionary.double()
         features, atoms = dictionary.shape
         count = 1 if tied else num_layers
-        if init == "ista":
-            w1 = torch.eye(atoms) - (dictionary.T @ dictionary / lasso.lipschitz).float()
-            w1 = w1.repeat(count, 1, 1)
-            w2 = (dictionary.T / lasso.lipschitz).float().repeat(count, 1, 1)
-        else:
+        if init == "random":
             w1 = torch.randn(count, atoms, atoms, generator=generator) / math.sqrt(100 * atoms)
             w2 = torch.randn(count, atoms, features, generator=generator)
             w2 = w2 / math.sqrt(100 * features)
-        theta = torch.full((num_layers, atoms), float(lasso.alpha) / lasso.lipschitz)
+        else:
+            weight = dictionary / lasso.lipschitz if init == "ista" else analytic_weight(dictionary)
+            w1 = torch.eye(atoms) - (weight.T @ dictionary).float()
+            w1, w2 = (w.repeat(count, 1, 1) for w in (w1, weight.T.float()))
+        if init == "analytic":
+            theta = (THRESHOLD * DECAY ** torch.arange(num_layers))[:, None].repeat(1, atoms)
+        else:
+            theta = torch.full((num_layers, atoms), float(lasso.alpha) / lasso.lipschitz)
         # a parameter a layer, so that no gradient is copied into a stack; W2 is one for its one GEMM
         self.w1 = nn.ParameterList(w1.unbind())
         self.w2 = nn.Parameter(w2)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sdunroll.checks import InvalidValue
-from sdunroll.networks import Lista
+from sdunroll.networks import CoupledLista, Lista
 from sdunroll.networks.parts import soft
 from sdunroll.randomness import generator
 from sdunroll.solvers import soft_threshold
@@ -76,3 +76,13 @@ def test_refuses(setting):
 def test_refuses_another_problem():
     with pytest.raises(InvalidValue, match="LISTA unrolls sparse coding, got the problem Linear"):
         make(torch.nn.Linear(2, 2))
+
+
+def test_the_analytic_start_is_that_of_coupled_weights():
+    problem = make_problem(dtype=torch.float32)
+    obs = make_batch(problem).obs
+    start = generator(0, "start")
+    lista = make(problem, start="zero", init="analytic", num_layers=4)
+    coupled = CoupledLista(problem, start, num_layers=4, selection=0.0)
+    expected = coupled(obs, generator=start).states
+    assert torch.allclose(lista(obs, generator=start).states, expected, atol=1e-4)
