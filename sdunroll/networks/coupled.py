@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from sdunroll import checks
 from sdunroll.networks.base import UnrolledNetwork
 from sdunroll.networks.parts import (
+    DECAY,
+    THRESHOLD,
     Positive,
     analytic_weight,
     lasso_of,
@@ -53,8 +55,8 @@ class CoupledLista(UnrolledNetwork):
         weight: Literal["untied", "tied", "analytic"] = "untied",
         selection: float = 0.012,
         max_selection: float = 0.13,
-        threshold: float = 0.5,
-        decay: float = 0.75,
+        threshold: float = THRESHOLD,
+        decay: float = DECAY,
     ) -> None:
         super().__init__(num_layers=num_layers)
         lasso = lasso_of(problem, "LISTA")

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from sdunroll import checks
 from sdunroll.networks.base import UnrolledNetwork
 from sdunroll.networks.parts import (
+    DECAY,
+    THRESHOLD,
     Positive,
     analytic_weight,
     lasso_of,
@@ -49,8 +51,8 @@ class GatedLista(UnrolledNetwork):
         num_layers: int = 16,
         selection: float = 0.012,
         max_selection: float = 0.13,
-        threshold: float = 0.5,
-        decay: float = 0.75,
+        threshold: float = THRESHOLD,
+        decay: float = DECAY,
         gate: float = 0.1,
     ) -> None:
         super().__init__(num_layers=num_layers)

@@ -76,9 +76,8 @@ def analytic_weight(dictionary: Tensor) -> Tensor:
     return (raw / (raw * exact).sum(0)).to(dictionary.dtype)
 
 
-RATE = (
-    10.0  # by which scalars learn faster than the entries of matrices, at one step for all weights
-)
+THRESHOLD, DECAY = 0.5, 0.8  # of thresholds at the start: in layer 1, and from layer to layer
+RATE = 10.0  # by which scalars learn faster than entries of matrices, at one step for all
 
 
 class Positive(nn.Module):
