@@ -41,8 +41,7 @@ NETWORKS: dict[str, tuple[str, list[str]]] = {
 # Chen et al., "Learning to Optimize: A Primer and A Benchmark", https://arxiv.org/abs/2103.12828
 # (m 256, n 512), and of a reproduction with m 250, n 500
 PUBLISHED: dict[str, tuple[float | None, float | None]] = {
-    "lista": ("LISTA", LISTA),
-    "lista_tied": ("LISTA, tied", [*LISTA, "network.tied=true"]),
+    "lista": (-35, -36),
     "lista_cp": (-30, -34.5),
     "lista_cpss": (-63, -61),
     "tilista": (None, -68),
@@ -81,7 +80,7 @@ TINY = ["problem.num_features=25", "data.num_atoms=50", "data.num_train=64", "da
 TINY += ["data.num_test=32", "training.batch_size=32", "training.epochs=48"]
 SCALES = {
     "smoke": Scale(["noiseless"], [0], 0.3, "2 cores", TINY, dict.fromkeys(SHIFTS, "[0.1,1]")),
-    "small": Scale(["noiseless"], [0], 4, "2 cores", ["data.num_test=2000"]),
+    "small": Scale(["noiseless"], [0], 4, "2 cores", ["data.num_train=3200", "data.num_test=2000"]),
     "full": Scale([*PARTS], [0], 300, "2 cores",
                   ["training.epochs=480", "data.num_train=64000", "training.lr=5e-4"]),
 }  # fmt: skip

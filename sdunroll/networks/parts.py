@@ -45,14 +45,15 @@ def select_support(v: Tensor, theta: Tensor, count: int | Tensor) -> Tensor:
     Args:
         v: (B, n). theta: as in :func:`soft`. count: one number or one for each instance, (B, 1).
     """
-    size = v.detach().abs()
-    if isinstance(count, Tensor):
-        ranked = size.sort(dim=1, descending=True).values
-        least = ranked.gather(1, (count - 1).clamp_min(0)).masked_fill(count < 1, torch.inf)
-    elif count < 1:
+    most = int(count.max()) if isinstance(count, Tensor) else count
+    if most < 1:
         return soft(v, theta)
+    size = v.detach().abs()
+    largest = size.topk(most, dim=1).values
+    if isinstance(count, Tensor):
+        least = largest.gather(1, (count - 1).clamp_min(0)).masked_fill(count < 1, torch.inf)
     else:
-        least = size.topk(count, dim=1).values[:, -1:]  # (B, 1)
+        least = largest[:, -1:]  # (B, 1)
     trusted = (size >= least) & (size > theta)
     return soft(v, torch.where(trusted, 0.0, theta))
 
