@@ -21,6 +21,7 @@ from sdunroll.networks.parts import (
     THRESHOLD,
     Positive,
     analytic_weight,
+    first_thresholds,
     lasso_of,
     residual,
     select_support,
@@ -40,7 +41,7 @@ class CoupledLista(UnrolledNetwork):
             (TiLISTA); "analytic" learns the gamma_l alone (ALISTA). All start at the analytic weight.
         selection: layer l leaves l times this share of the entries unthresholded, 0 for none ...
         max_selection: ... but never more than this share.
-        threshold, decay: theta_l = threshold decay^(l - 1) at the start, since errors fall geometrically.
+        threshold, decay: of theta at the start, see :func:`sdunroll.networks.parts.first_thresholds`.
     """
 
     dictionary: Tensor
@@ -67,12 +68,14 @@ class CoupledLista(UnrolledNetwork):
         self.weights = nn.ParameterList(analytic.clone() for _ in range(count))
         self.register_buffer("analytic", analytic if weight == "analytic" else None)
         self.shares_weights = weight == "tied" and num_layers > 1
-        self.gamma = None if weight == "untied" else Positive(1.0, num_layers)
-        checks.number("threshold", threshold, above=0)
-        checks.number("decay", decay, above=0, high=1)
-        self.theta = Positive(threshold, num_layers, decay=decay)
+        self.gamma = None if weight == "untied" else Positive(torch.ones(num_layers))
         self.selected = selected(
             num_layers, lasso.dictionary.shape[1], share=selection, most=max_selection
+        )
+        self.theta = Positive(
+            first_thresholds(
+                problem, num_layers, threshold=threshold, decay=decay, selecting=selection > 0
+            )
         )
 
     def initial(self, obs: Tensor, generator: torch.Generator) -> Tensor:

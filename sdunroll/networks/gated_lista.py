@@ -20,6 +20,7 @@ from sdunroll.networks.parts import (
     THRESHOLD,
     Positive,
     analytic_weight,
+    first_thresholds,
     lasso_of,
     residual,
     select_support,
@@ -60,14 +61,16 @@ class GatedLista(UnrolledNetwork):
         self.register_buffer("dictionary", lasso.dictionary)
         analytic = analytic_weight(lasso.dictionary)
         self.weights = nn.ParameterList(analytic.clone() for _ in range(num_layers))
-        checks.number("threshold", threshold, above=0)
-        checks.number("decay", decay, above=0, high=1)
-        self.theta = Positive(threshold, num_layers, decay=decay)
-        self.mu = Positive(checks.number("gate", gate, above=0), num_layers)
-        self.nu = Positive(1.0, num_layers)
-        self.overshoot = Positive(gate, num_layers)
+        gates = torch.full((num_layers,), checks.number("gate", gate, above=0))
+        self.mu, self.overshoot = Positive(gates), Positive(gates)
+        self.nu = Positive(torch.ones(num_layers))
         self.selected = selected(
             num_layers, lasso.dictionary.shape[1], share=selection, most=max_selection
+        )
+        self.theta = Positive(
+            first_thresholds(
+                problem, num_layers, threshold=threshold, decay=decay, selecting=selection > 0
+            )
         )
 
     def initial(self, obs: Tensor, generator: torch.Generator) -> Tensor:

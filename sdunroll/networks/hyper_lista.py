@@ -61,8 +61,8 @@ class HyperLista(UnrolledNetwork):
         self.register_buffer("dictionary", dictionary)
         self.register_buffer("analytic", analytic_weight(dictionary))
         self.register_buffer("inverse", torch.linalg.pinv(dictionary.double()).to(dictionary))
-        self.c1 = Positive(checks.number("threshold", threshold, above=0), 1)
-        self.c2 = Positive(checks.number("momentum", momentum, above=0), 1)
+        self.c1 = Positive(torch.tensor([checks.number("threshold", threshold, above=0)]))
+        self.c2 = Positive(torch.tensor([checks.number("momentum", momentum, above=0)]))
         self.selection = checks.number("selection", selection, low=0)
         self.shares_weights = num_layers > 1
 

@@ -52,7 +52,7 @@ class Lamp(UnrolledNetwork):
         dictionary = lasso_of(problem, "LAMP").dictionary
         self.register_buffer("dictionary", dictionary)
         self.weights = nn.ParameterList(dictionary.T.clone() for _ in range(num_layers))
-        self.tau = Positive(checks.number("tuning", tuning, above=0), num_layers)
+        self.tau = Positive(torch.full((num_layers,), checks.number("tuning", tuning, above=0)))
 
     def initial(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """0, (B, n)."""

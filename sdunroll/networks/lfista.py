@@ -47,7 +47,7 @@ class Lfista(UnrolledNetwork):
         self.wm = nn.ParameterList((-b * step).to(lasso.dictionary) for b in momenta[2:])
         drive = (exact.T / lasso.lipschitz).to(lasso.dictionary)
         self.we = nn.Parameter(drive.repeat(num_layers, 1, 1))  # (L, n, m)
-        self.theta = Positive(float(lasso.alpha) / lasso.lipschitz, num_layers)
+        self.theta = Positive(torch.full((num_layers,), float(lasso.alpha) / lasso.lipschitz))
 
     def initial(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """0, (B, n)."""

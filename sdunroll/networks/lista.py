@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from sdunroll import checks
 from sdunroll.networks.base import UnrolledNetwork
-from sdunroll.networks.parts import DECAY, THRESHOLD, analytic_weight, lasso_of, soft
+from sdunroll.networks.parts import (
+    DECAY,
+    THRESHOLD,
+    analytic_weight,
+    first_thresholds,
+    lasso_of,
+    soft,
+)
 from sdunroll.problems import Problem
 
 
@@ -68,7 +75,10 @@ class Lista(UnrolledNetwork):
             w1 = torch.eye(atoms) - (weight.T @ dictionary).float()
             w1, w2 = (w.repeat(count, 1, 1) for w in (w1, weight.T.float()))
         if init == "analytic":
-            theta = (THRESHOLD * DECAY ** torch.arange(num_layers))[:, None].repeat(1, atoms)
+            theta = first_thresholds(
+                problem, num_layers, threshold=THRESHOLD, decay=DECAY, selecting=False
+            )
+            theta = theta[:, None].repeat(1, atoms)
         else:
             theta = torch.full((num_layers, atoms), float(lasso.alpha) / lasso.lipschitz)
         # a parameter a layer, so that no gradient is copied into a stack; W2 is one for its one GEMM

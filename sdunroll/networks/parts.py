@@ -78,20 +78,37 @@ def analytic_weight(dictionary: Tensor) -> Tensor:
 
 
 THRESHOLD, DECAY = 0.5, 0.8  # of thresholds at the start: in layer 1, and from layer to layer
-RATE = 10.0  # by which scalars learn faster than entries of matrices, at one step for all
+RATE = 20.0  # by which scalars learn faster than entries of matrices, at one step for all
+
+
+def first_thresholds(
+    problem: Problem, num_layers: int, *, threshold: float, decay: float, selecting: bool
+) -> Tensor:
+    """Where the thresholds of layers with (nearly) analytic weights start, (L,): threshold decay^(l - 1),
+    since errors fall geometrically, but no less than what noise makes of an entry of W^T x.
+
+    That is three of its standard deviations where large entries are left as they are, one where they
+    are shrunk: the bias then costs more.
+    """
+    checks.number("threshold", threshold, above=0)
+    checks.number("decay", decay, above=0, high=1)
+    start = threshold * decay ** torch.arange(num_layers)
+    if not isinstance(problem, SparseRecovery):
+        return start
+    size = float(analytic_weight(problem.coding.dictionary).norm(dim=0).mean())
+    return start.clamp_min((3 if selecting else 1) * problem.std * size)
 
 
 class Positive(nn.Module):
     """A positive number for each layer, exp(RATE w_l); shape (1,) when called with l = 1 .. L.
 
     Args:
-        start: where layer 1 begins. num_layers: L.
-        decay: the ratio of a layer's start to that of the layer before.
+        start: where each begins, (L,).
     """
 
-    def __init__(self, start: float, num_layers: int, *, decay: float = 1.0) -> None:
+    def __init__(self, start: Tensor) -> None:
         super().__init__()
-        self.log = nn.Parameter((start * decay ** torch.arange(num_layers)).log() / RATE)
+        self.log = nn.Parameter(start.log() / RATE)
 
     def forward(self, index: int) -> Tensor:
         return (RATE * self.log[index - 1 : index]).exp()

@@ -32,7 +32,7 @@ class StepLista(UnrolledNetwork):
         lasso = lasso_of(problem, "Step-LISTA")
         self.register_buffer("dictionary", lasso.dictionary)
         self.alpha = float(lasso.alpha)
-        self.gamma = Positive(1 / lasso.lipschitz, num_layers)
+        self.gamma = Positive(torch.full((num_layers,), 1 / lasso.lipschitz))
 
     def initial(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """0, (B, n)."""

@@ -7,6 +7,7 @@ from sdunroll.data import gaussian_dictionary
 from sdunroll.networks.parts import (
     Positive,
     analytic_weight,
+    first_thresholds,
     lasso_of,
     residual,
     select_support,
@@ -95,10 +96,24 @@ def test_analytic_weight_of_fewer_atoms_than_features():
     assert torch.allclose(product, torch.eye(8, dtype=torch.float64))
 
 
-def test_positive_numbers_decay_from_layer_to_layer():
-    values = Positive(0.5, 3, decay=0.8)
-    found = torch.cat([values(layer) for layer in (1, 2, 3)])
-    assert torch.allclose(found, torch.tensor([0.5, 0.4, 0.32]))
+def test_positive_numbers_start_where_they_are_told():
+    start = torch.tensor([0.5, 0.4, 3.0])
+    values = Positive(start)
+    assert torch.allclose(torch.cat([values(layer) for layer in (1, 2, 3)]), start)
+
+
+@pytest.mark.parametrize(("selecting", "deviations"), [(True, 3), (False, 1)])
+def test_thresholds_start_geometrically_above_the_noise(selecting, deviations):
+    dictionary = gaussian_dictionary(20, 40, 0)
+    settings = {"threshold": 0.5, "decay": 0.8, "selecting": selecting}
+    geometric = torch.tensor([0.5 * 0.8**layer for layer in range(30)])
+    quiet = SparseRecovery(dictionary, alpha=0.1, sparsity=0.1)
+    assert torch.allclose(first_thresholds(quiet, 30, **settings), geometric)
+    noisy = SparseRecovery(dictionary, alpha=0.1, sparsity=0.1, snr_db=20.0)
+    noise = noisy.std * torch.randn(20_000, 20, generator=generator(0, "w"))
+    least = deviations * (noise @ analytic_weight(dictionary)).std(0).mean()
+    expected = torch.maximum(geometric, least)
+    assert torch.allclose(first_thresholds(noisy, 30, **settings), expected, rtol=0.02)
 
 
 def test_residual():
