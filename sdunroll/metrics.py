@@ -227,19 +227,24 @@ def _add_worst_part(rows: list[dict[str, Any]], parts: Sequence[str]) -> None:
 
 @torch.no_grad()
 def baseline_figures(
-    problem: Problem, data: Batch, *, iterations: int, goal: float, limit: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    """Classical solvers after ``iterations``, and how many they need to reach a mean distance.
+    problem: Problem, data: Batch, *, iterations: int, distance_goal: float, gap_goal: float,
+    limit: int, seed: int,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Classical solvers after ``iterations``, and how many they need to be as good as a network.
 
     Args:
-        goal: the mean distance to reach. limit: iterations after which the search is given up, as it is
-            after :data:`PATIENCE` that came no nearer.
+        distance_goal, gap_goal: the mean distance and the mean objective gap to reach.
+        limit: iterations after which the search is given up, as it is after :data:`PATIENCE` that
+            improved neither.
 
     Returns:
-        by solver ``iterations`` (None for one that does not iterate), the figures, and
-        ``iterations_to_final_distance`` (None if it was given up, or without iterations).
+        by solver ``iterations`` (None for one that does not iterate), the figures,
+        ``iterations_to_final_distance`` and ``iterations_to_final_objective`` (None if it was given
+        up, or without iterations).
     """
     resample = Bootstrap(len(data.obs), seed=seed)
+    best = float(problem.objective(data.target, data.obs).mean())
+    goals = {"distance": distance_goal, "objective": best + gap_goal}
 
     def figures(y: Tensor) -> dict[str, Any]:
         found = state_figures(problem, y[None], data)
@@ -250,24 +255,31 @@ def baseline_figures(
             name: decibels(torch.stack(pair).cpu(), resample)[0] for name, pair in pairs.items()
         }
 
+    def means(y: Tensor) -> dict[str, float]:
+        return {
+            "distance": float(distance(y, data.target).mean()),
+            "objective": float(problem.objective(y, data.obs).mean()),
+        }
+
     found = {}
     for name, states in problem.baselines(data).items():
         row: dict[str, Any] = {"iterations": None}
-        reached, nearest, at = None, math.inf, 0
+        reached: dict[str, int | None] = dict.fromkeys(goals)
+        least, improved = dict.fromkeys(goals, math.inf), 0
         for count, y in enumerate(states):
             if count == 0:
                 first = y
             if count == iterations:
                 row = {"iterations": iterations, **figures(y)}
-            far = float(distance(y, data.target).mean())
-            if far < nearest:
-                nearest, at = far, count
-            if reached is None and far <= goal:
-                reached = count
-            given_up = count >= limit or count - at >= PATIENCE
-            if count >= iterations and (reached is not None or given_up):
+            for goal, value in means(y).items():
+                if value < least[goal]:
+                    least[goal], improved = value, count
+                if value <= goals[goal] and reached[goal] is None:
+                    reached[goal] = count
+            given_up = count >= limit or count - improved >= PATIENCE
+            if count >= iterations and (None not in reached.values() or given_up):
                 break
         if row["iterations"] is None:  # its one answer
-            row, reached = row | figures(first), None
-        found[name] = row | {"iterations_to_final_distance": reached}
+            row, reached = row | figures(first), dict.fromkeys(reached)
+        found[name] = row | {f"iterations_to_final_{goal}": n for goal, n in reached.items()}
     return found

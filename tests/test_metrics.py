@@ -98,7 +98,9 @@ def test_slack_interval_is_that_of_the_ratio():
 
 def test_baselines(setting):
     problem, batch, _ = setting
-    found = metrics.baseline_figures(problem, batch, iterations=4, goal=0.5, limit=300, seed=0)
+    found = metrics.baseline_figures(
+        problem, batch, iterations=4, distance_goal=0.5, gap_goal=0.1, limit=300, seed=0
+    )
     for name, row in found.items():
         iterates = [next(states) for states in [problem.baselines(batch)[name]] for _ in range(5)]
         expected = (iterates[4] - batch.target).norm(dim=1).mean().item()
@@ -110,12 +112,22 @@ def test_baselines(setting):
             (next(states) - batch.target).norm(dim=1).mean().item() for _ in range(reached + 1)
         ]
         assert distances[-1] <= 0.5 < min(distances[:-1])
+        best = problem.objective(batch.target, batch.obs).mean()
+        states = problem.baselines(batch)[name]
+        gaps = [
+            (problem.objective(next(states), batch.obs).mean() - best).item()
+            for _ in range(row["iterations_to_final_objective"] + 1)
+        ]
+        assert gaps[-1] <= 0.1 < min(gaps[:-1])
 
 
 def test_a_baseline_that_does_not_get_there_says_so(setting):
     problem, batch, _ = setting
-    found = metrics.baseline_figures(problem, batch, iterations=4, goal=0.0, limit=20, seed=0)
+    found = metrics.baseline_figures(
+        problem, batch, iterations=4, distance_goal=0.0, gap_goal=-1.0, limit=20, seed=0
+    )
     assert found["ista"]["iterations_to_final_distance"] is None
+    assert found["ista"]["iterations_to_final_objective"] is None
 
 
 @pytest.mark.parametrize("bad", [0, 1])
@@ -183,6 +195,8 @@ def test_a_baseline_that_comes_no_nearer_is_given_up(setting, monkeypatch):
             yield torch.zeros_like(batch.target)
 
     monkeypatch.setattr(type(problem), "baselines", lambda self, batch: {"stuck": stuck(batch)})
-    found = metrics.baseline_figures(problem, batch, iterations=4, goal=0.1, limit=5000, seed=0)
+    found = metrics.baseline_figures(
+        problem, batch, iterations=4, distance_goal=0.1, gap_goal=-1e9, limit=5000, seed=0
+    )
     assert found["stuck"]["iterations_to_final_distance"] is None
     assert len(counted) == metrics.PATIENCE + 1

@@ -1,9 +1,12 @@
+import math
+
 import pytest
 import torch
+from scipy import stats
 
 from sdunroll.checks import InvalidValue
 from sdunroll.randomness import generator
-from sdunroll.theory import guarantee
+from sdunroll.theory import guarantee, sliced_wasserstein
 
 
 def norms(factors, count=400, seed=0):
@@ -55,7 +58,46 @@ def test_it_starts_where_the_constraints_do():
     assert all(found.holds)
 
 
-@pytest.mark.parametrize("settings", [{"epsilon": 0.0}, {"delta": 1.0}, {"first_layer": 0}])
+def test_a_shift_adds_twice_m_times_its_distance_to_zeta():
+    train, test, shifted = norms([0.8] * 3), norms([0.8] * 3, seed=1), 2 * norms([0.9] * 3, seed=2)
+    plain = guarantee(train, test, epsilon=0.1, delta=0.05)
+    found = guarantee(train, test, epsilon=0.1, delta=0.05, shifted=shifted, shift=0.3)
+    assert found.largest_norm == shifted.max().item() > plain.largest_norm
+    assert found.zeta == plain.zeta
+    assert found.generalisation == pytest.approx(found.zeta + 2 * found.largest_norm * 0.3)
+    bound = shifted[0].mean().item()
+    for value, measured in zip(found.bound, shifted.mean(1), strict=True):
+        assert value == pytest.approx(bound)
+        bound = 0.95 * (0.9 * bound + found.generalisation) + 0.05 * found.largest_norm
+        assert measured <= value
+    assert found.measured == pytest.approx(shifted.mean(1).tolist())
+
+
+def test_the_sliced_distance_of_a_translation_is_known():
+    """W1 of a translation by v along u is |<u, v>|, whose mean over the sphere is known; and the
+    order of the samples is of no account."""
+    sample = torch.randn(200, 3, 2, generator=generator(0, "s"))
+    moved = (sample + 0.5)[torch.randperm(200, generator=generator(0, "o"))]
+    found = sliced_wasserstein(sample, moved, generator(0, "d"), directions=20000)
+    length = 0.5 * 6**0.5
+    mean = math.gamma(3) / (math.sqrt(math.pi) * math.gamma(3.5))  # E|u_1| on the sphere in R^6
+    assert found == pytest.approx(length * mean, rel=0.01)
+    assert sliced_wasserstein(sample, sample, generator(0, "d")) == 0
+
+
+def test_the_sliced_distance_is_scipys():
+    one = torch.randn(100, 4, generator=generator(0, "a"), dtype=torch.float64)
+    two = torch.randn(100, 4, generator=generator(1, "a"), dtype=torch.float64) * 1.5 + 0.2
+    found = sliced_wasserstein(one, two, generator(0, "d"), directions=5)
+    drawn = torch.randn(4, 5, generator=generator(0, "d"), dtype=torch.float64)
+    drawn = drawn / drawn.norm(dim=0)
+    distances = [stats.wasserstein_distance((one @ u).numpy(), (two @ u).numpy()) for u in drawn.T]
+    assert found == pytest.approx(sum(distances) / 5)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"epsilon": 0.0}, {"delta": 1.0}, {"first_layer": 0}, {"shift": -1.0}]
+)
 def test_refuses(settings):
     with pytest.raises(InvalidValue):
         guarantee(norms([0.8]), norms([0.8]), **({"epsilon": 0.1, "delta": 0.1} | settings))

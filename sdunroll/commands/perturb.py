@@ -16,6 +16,7 @@ from sdunroll.commands.assemble import (
     seed_of,
     set_up_torch,
 )
+from sdunroll.commands.bounds import Bounds
 from sdunroll.commands.eval import as_pictures
 from sdunroll.constraints import distance
 from sdunroll.data import Batch
@@ -40,7 +41,9 @@ def main(config: DictConfig) -> None:
             targets_alone = disturbances[0].replaces_observations
             _check_comparable(experiment, other[1], config.against, targets_alone)
         seed = seed_of(config, run)
-        perturb = partial(_perturb, disturbances=disturbances, count=count, seed=seed)
+        perturb = partial(
+            _perturb, disturbances=disturbances, count=count, seed=seed, delta=config.delta
+        )
         result = {
             "perturbation": config.name,
             "label": _label(run),
@@ -57,11 +60,14 @@ def main(config: DictConfig) -> None:
         run.write_json(f"perturb/{config.name}.json", result)
         folder = run.folder / "perturb" / "figures"
         figures.levels(result, folder / f"{config.name}.png")
+        figures.shift(result, folder / f"{config.name}_theory.png")
         if "psnr" in result["levels"][0]:
             both = [experiment] if other is None else [experiment, other[1]]
             names = [result["label"]] if other is None else [result["label"], _label(other[0])]
             _picture_levels(both, names, disturbances, seed, folder / f"{config.name}_pictures.png")
     print(tables.level_table(result))
+    if any(row["theory"] for row in result["levels"]):
+        print(f"\n{tables.shift_table(result)}")
     if result["notice"]:
         print(f"data: {result['notice']}")
     print(f"\n{run.folder / 'perturb'}")
@@ -92,12 +98,21 @@ def _count(given: Any) -> int | None:
 
 
 def _perturb(
-    experiment: Experiment, *, disturbances: list[Perturbation], count: int | None, seed: int
+    experiment: Experiment,
+    *,
+    disturbances: list[Perturbation],
+    count: int | None,
+    seed: int,
+    delta: float,
 ) -> dict[str, Any]:
     signals = experiment.source.signals("test")[:count]
+    clean = experiment.reference.instances(signals).to(experiment.device)
+    bounds = Bounds(experiment, clean, seed=seed, delta=delta)
     return {
         "num_samples": len(signals),
-        "levels": [_row(experiment, signals, disturbance, seed) for disturbance in disturbances],
+        "levels": [
+            _row(experiment, signals, disturbance, seed, bounds) for disturbance in disturbances
+        ],
     }
 
 
@@ -152,7 +167,11 @@ def _picture_levels(
 
 @torch.no_grad()
 def _row(
-    experiment: Experiment, signals: torch.Tensor, disturbance: Perturbation, seed: int
+    experiment: Experiment,
+    signals: torch.Tensor,
+    disturbance: Perturbation,
+    seed: int,
+    bounds: Bounds,
 ) -> dict[str, Any]:
     """The figures at one level. The noise is drawn from the same seed at each level, so that levels
     differ in size alone; a shifted observation has an optimum of its own."""
@@ -184,6 +203,7 @@ def _row(
         "level": disturbance.level,
         **{name: row["mean"] for name, row in zip(names, rows, strict=True)},
         "health": measured.health,
+        "theory": bounds(data, measured.states["gradient_norm"]),
         "descent_frequency": _descends(experiment, measured),
         "ci95": {name: row["ci95"] for name, row in zip(names, rows, strict=True)},
         "quantiles": quantiles,

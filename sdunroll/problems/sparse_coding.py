@@ -118,7 +118,9 @@ class SparseCoding(Problem):
         obs = batch.obs
         start = obs.new_zeros(len(obs), self.dictionary.shape[1])
         return {
-            name: solver(self.dictionary, obs, float(self.alpha), start=start)
+            name: solver(
+                self.dictionary, obs, float(self.alpha), start=start, constant=self.lipschitz
+            )
             for name, solver in (("ista", solvers.ista), ("fista", solvers.fista))
         }
 

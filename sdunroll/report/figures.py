@@ -252,6 +252,24 @@ def levels(result: dict[str, Any], path: Path) -> None:
             axes.legend(fontsize=8)
 
 
+def shift(result: dict[str, Any], path: Path) -> None:
+    """Gradient norm after the last layer and the bound that the shift leaves, over the levels; nothing
+    where no level shifts the observations."""
+    rows = [row for row in result["levels"] if row["theory"]]
+    if not rows:
+        return
+    with _figure(path, 5, 3.4, result["notice"]) as figure:
+        axes = figure.subplots()
+        log_axis(axes)
+        for key, line, label in (("measured", "C0-o", "measured"), ("bound", "k--", "bound")):
+            values = [row["theory"][key][-1] for row in rows]
+            axes.plot(range(len(rows)), values, line, ms=4, lw=1, label=label)
+        axes.set_xticks(range(len(rows)), [f"{row['level']:g}" for row in rows])
+        axes.set_xlabel(f"level of {result['perturbation'].replace('_', ' ')}")
+        axes.set_title("gradient norm after the last layer")
+        axes.legend(fontsize=7)
+
+
 def _plot_levels(
     axes: Any, rows: Sequence[dict[str, Any]], color: str, line: str, label: str,
     value: Callable[[dict[str, Any]], float],

@@ -107,6 +107,23 @@ def baseline_table(metrics: dict[str, Any]) -> str:
     return aligned(header, rows)
 
 
+def cost_table(rows: Sequence[dict[str, Any]]) -> str:
+    """A row a number of problems and a solver: the network's time, the solver's, how they compare."""
+    lines = []
+    for row in rows:
+        start = [str(row["problems"]), f"{1000 * row['seconds']:.3g} ms"]
+        for name, found in row["solvers"].items():
+            goals = {"": found} if "seconds" in found else found
+            for goal, cost in goals.items():
+                what = f"{name} {goal.replace('_', ' the same ')}".strip()
+                if cost is None:
+                    lines.append([*start, what, "not reached", ""])
+                    continue
+                ratio = cost["seconds"] / row["seconds"]
+                lines.append([*start, what, f"{1000 * cost['seconds']:.3g} ms", f"{ratio:.2g}"])
+    return aligned(["problems", "network", "solver", "its time", "times the network's"], lines)
+
+
 def guarantee_table(theory: dict[str, Any]) -> str:
     """The gradient norm at each layer beside the bound of the paper's recursion."""
     rows = [
@@ -127,6 +144,33 @@ def guarantee_table(theory: dict[str, Any]) -> str:
         f"{theory['largest_norm']:.3g}, slack on the training split {theory['train_slack']:+.3g}, "
         f"{supposed}; given: delta {theory['delta']:g}; limit bound {theory['limit']:.3g}"
     )
+
+
+def shift_table(result: dict[str, Any]) -> str:
+    """A row a shifted level: how far the observations moved, what that leaves, the bound beside what
+    was measured after the last layer."""
+    shifted = [(row["level"], row["theory"]) for row in result["levels"] if row["theory"]]
+    rows = [
+        [
+            f"{level:g}",
+            f"{found['shift']:.3g}",
+            f"{found['generalisation']:.3g}",
+            f"{found['measured'][-1]:.4g}",
+            f"{found['bound'][-1]:.4g}",
+            "yes" if all(found["holds"]) else "no",
+        ]
+        for level, found in shifted
+    ]
+    header = [
+        "level",
+        "shift d",
+        "zeta + 2 M d",
+        "gradient norm",
+        "its bound",
+        "holds at every layer",
+    ]
+    note = "d: sliced Wasserstein distance between the observations, estimated; zeta and M measured"
+    return f"{aligned(header, rows)}\n{note}; given: delta {shifted[0][1]['delta']:g}"
 
 
 def level_table(result: dict[str, Any]) -> str:

@@ -22,7 +22,9 @@ def lipschitz(dictionary: Tensor) -> float:
     return float(torch.linalg.matrix_norm(dictionary.double(), 2) ** 2)
 
 
-def ista(dictionary: Tensor, obs: Tensor, alpha: float, *, start: Tensor) -> Iterator[Tensor]:
+def ista(
+    dictionary: Tensor, obs: Tensor, alpha: float, *, start: Tensor, constant: float | None = None
+) -> Iterator[Tensor]:
     """The iterates y_0, y_1, ... of the iterative soft-thresholding algorithm, (B, n) each, endless.
 
     y <- soft(y - D^T (D y - x) / Lip, alpha / Lip). Reference: Daubechies, Defrise, De Mol, "An
@@ -31,8 +33,9 @@ def ista(dictionary: Tensor, obs: Tensor, alpha: float, *, start: Tensor) -> Ite
 
     Args:
         dictionary: D, (m, n). obs: x, (B, m). start: y_0, (B, n).
+        constant: ||D||_2^2 if it is known.
     """
-    step = 1 / lipschitz(dictionary)
+    step = 1 / (lipschitz(dictionary) if constant is None else constant)
     y = start
     while True:
         yield y
@@ -40,7 +43,9 @@ def ista(dictionary: Tensor, obs: Tensor, alpha: float, *, start: Tensor) -> Ite
         y = soft_threshold(y - step * gradient, step * alpha)
 
 
-def fista(dictionary: Tensor, obs: Tensor, alpha: float, *, start: Tensor) -> Iterator[Tensor]:
+def fista(
+    dictionary: Tensor, obs: Tensor, alpha: float, *, start: Tensor, constant: float | None = None
+) -> Iterator[Tensor]:
     """The iterates y_0, y_1, ... of FISTA, (B, n) each, endless.
 
     Reference: Beck & Teboulle, "A Fast Iterative Shrinkage-Thresholding Algorithm for Linear Inverse
@@ -48,8 +53,9 @@ def fista(dictionary: Tensor, obs: Tensor, alpha: float, *, start: Tensor) -> It
 
     Args:
         dictionary: D, (m, n). obs: x, (B, m). start: y_0, (B, n).
+        constant: ||D||_2^2 if it is known.
     """
-    step = 1 / lipschitz(dictionary)
+    step = 1 / (lipschitz(dictionary) if constant is None else constant)
     y = point = start  # point: where the gradient is taken, extrapolated from the last two iterates
     t = 1.0
     while True:
