@@ -85,18 +85,19 @@ def first_thresholds(
     problem: Problem, num_layers: int, *, threshold: float, decay: float, selecting: bool
 ) -> Tensor:
     """Where the thresholds of layers with (nearly) analytic weights start, (L,): threshold decay^(l - 1),
-    since errors fall geometrically, but no less than what noise makes of an entry of W^T x.
+    since errors fall geometrically.
 
-    That is three of its standard deviations where large entries are left as they are, one where they
-    are shrunk: the bias then costs more.
+    With noise they fall more slowly, so that only the last layer's comes down to what noise makes of an
+    entry of W^T x, and every layer has something left to do. That is three of its standard deviations
+    where large entries are left as they are, one where they are shrunk: the bias then costs more.
     """
     checks.number("threshold", threshold, above=0)
     checks.number("decay", decay, above=0, high=1)
-    start = threshold * decay ** torch.arange(num_layers)
-    if not isinstance(problem, SparseRecovery):
-        return start
-    size = float(analytic_weight(problem.coding.dictionary).norm(dim=0).mean())
-    return start.clamp_min((3 if selecting else 1) * problem.std * size)
+    if isinstance(problem, SparseRecovery) and num_layers > 1:
+        size = float(analytic_weight(problem.coding.dictionary).norm(dim=0).mean())
+        least = min((3 if selecting else 1) * problem.std * size, threshold)
+        decay = max(decay, (least / threshold) ** (1 / (num_layers - 1)))
+    return threshold * decay ** torch.arange(num_layers)
 
 
 class Positive(nn.Module):

@@ -103,7 +103,7 @@ def test_positive_numbers_start_where_they_are_told():
 
 
 @pytest.mark.parametrize(("selecting", "deviations"), [(True, 3), (False, 1)])
-def test_thresholds_start_geometrically_above_the_noise(selecting, deviations):
+def test_thresholds_start_geometrically_down_to_the_noise(selecting, deviations):
     dictionary = gaussian_dictionary(20, 40, 0)
     settings = {"threshold": 0.5, "decay": 0.8, "selecting": selecting}
     geometric = torch.tensor([0.5 * 0.8**layer for layer in range(30)])
@@ -111,9 +111,11 @@ def test_thresholds_start_geometrically_above_the_noise(selecting, deviations):
     assert torch.allclose(first_thresholds(quiet, 30, **settings), geometric)
     noisy = SparseRecovery(dictionary, alpha=0.1, sparsity=0.1, snr_db=20.0)
     noise = noisy.std * torch.randn(20_000, 20, generator=generator(0, "w"))
-    least = deviations * (noise @ analytic_weight(dictionary)).std(0).mean()
-    expected = torch.maximum(geometric, least)
-    assert torch.allclose(first_thresholds(noisy, 30, **settings), expected, rtol=0.02)
+    least = deviations * (noise @ analytic_weight(dictionary)).std(0).mean().item()
+    found = first_thresholds(noisy, 30, **settings)
+    assert found[[0, -1]].tolist() == pytest.approx([0.5, least], rel=0.02)
+    assert torch.allclose(found[1:] / found[:-1], found[1] / found[0])
+    assert torch.equal(first_thresholds(noisy, 3, **settings), geometric[:3])  # above the noise
 
 
 def test_residual():
