@@ -1,24 +1,26 @@
-"""Every figure of the README's inpainting tables: trains, perturbs, evaluates, and writes the tables.
+"""The inpainting experiments of the paper: trains, perturbs, evaluates, and writes the tables.
 
-    python scripts/reproduce_glow_prox.py [--jobs 2] [--only base] [--seeds 0 1 2]
+    scripts/reproduce_inpainting.sh [--scale smoke|small|paper] [--status] [--jobs 2] [--only PART]
 
-Calls the `sdunroll` commands that it prints, into outputs/glow_prox/; what is done there is not done
-again. Writes outputs/reference/glow_prox.md, glow_prox.json, glow_prox.png and
-glow_prox_faces.png.
+smoke tries everything out in minutes; small is the README's tables, on synthetic faces, with three
+seeds; paper is the released configuration on a folder of CelebA-HQ pictures, named by the variable
+CELEBA_HQ, for one GPU. Calls the `sdunroll` commands that it prints, into outputs/inpainting/SCALE/;
+what is done there is not done again. small writes outputs/reference/, the others
+outputs/inpainting/SCALE/report/.
 """
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from studies import REFERENCE, Study, finished, make_all, markdown, origin, read, write
+from studies import Scale, Study, Suite, markdown, origin, read
 
 Run = dict[str, Any]
 Found = dict[str, dict[int, Run]]
 
-RUNS = Path("outputs/glow_prox")
 CONSTRAINED = ["problem=glow_prox", "constrained=true"]
 STANDARD = ["problem=glow_prox", "constrained=false"]
 NOISE = {"layer_noise_fading": "[0,0.5,1,2,4]"}
@@ -84,6 +86,38 @@ PARTS = {
         ),
     ],
 }
+PARTS["methods"] = [
+    *PARTS["base"],
+    *PARTS["robust"],
+    Study("layerwise", [*STANDARD, "training=layerwise", "training.epochs=4"], ALL),
+    Study("incremental", [*STANDARD, "training=incremental", "training.epochs=4"], ALL),
+]
+PARTS["paper"] = [
+    Study(
+        name,
+        [*given, "experiment=paper_glow_prox", f"data.root={os.environ.get('CELEBA_HQ')}"],
+        ALL,
+    )
+    for name, given in (("paper_constrained", CONSTRAINED), ("paper_standard", STANDARD))
+]
+TINY = [
+    "data.size=16",
+    "data.num_train=64",
+    "data.num_val=16",
+    "data.num_test=16",
+    "operator.size=6",
+]
+TINY += ["network.proximal.depth=1", "network.proximal.width=8", "training.epochs=4"]
+SCALES = {
+    "smoke": Scale(
+        ["methods"], [0], 0.3, "2 cores", TINY,
+        dict.fromkeys(ALL, "[0,1]") | {"mask_size": "[6,8]"},
+    ),
+    "small": Scale(["base", "robust"], [0, 1, 2], 6, "2 cores"),
+    # some 1.4 EFLOP a run: 40 epochs of 24,000 pictures, 5 layers, both ways through a flow of depth
+    # 18 and width 512, twice differentiated; by arithmetic, not measured
+    "paper": Scale(["paper"], [0], 2400, "a GPU that does 10 TFLOP/s in float32"),
+}  # fmt: skip
 SHOWN = {
     "layer_noise_fading": (2, 4),
     "input_noise_normalised": (1, 4),
@@ -207,18 +241,24 @@ def picture(found: Found, path: Path) -> None:
 
 
 def main() -> None:
-    make_all(RUNS, PARTS, __doc__ or "")
-    found: Found = {}
-    for part in PARTS.values():
-        for one in part:
-            if runs := finished(RUNS, one):
-                found[one.name] = {seed: figures(folder) for seed, folder in runs.items()}
-    write("glow_prox", found, f"{quality_table(found)}\n\n{robustness_table(found)}")
+    suite = Suite("inpainting", PARTS, SCALES, __doc__ or "")
+    if suite.options.scale == "paper" and "CELEBA_HQ" not in os.environ:
+        raise SystemExit("CELEBA_HQ: expected a folder of pictures in this variable, found none")
+    suite.run()
+    folders = suite.finished()
+    suite.report("inpainting", suite.scale.parts)
+    if suite.options.scale != "small":
+        return
+    found = {
+        name: {seed: figures(folder) for seed, folder in runs.items()}
+        for name, runs in folders.items()
+    }
+    suite.write("glow_prox", found, f"{quality_table(found)}\n\n{robustness_table(found)}")
     if {"constrained", "standard"} <= set(found):
-        picture(found, REFERENCE / "glow_prox.png")
-        first = next(iter(finished(RUNS, PARTS["base"][0]).values()))
+        picture(found, suite.results / "glow_prox.png")
+        first = next(iter(folders["constrained"].values()))
         shown = first / "eval" / "figures" / "reconstructions.png"
-        shutil.copy(shown, REFERENCE / "glow_prox_faces.png")
+        shutil.copy(shown, suite.results / "glow_prox_faces.png")
 
 
 if __name__ == "__main__":

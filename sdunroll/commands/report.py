@@ -27,16 +27,6 @@ def main(config: DictConfig) -> None:
             f"runs: expected at least one finished run, got {len(records)} that are not; wait for "
             "them, or go on with `sdunroll train resume=DIR`"
         )
-    settings = [
-        [record.config.get(name) for name in ("problem", "data", "operator")]
-        for method in methods
-        for record in method.records
-    ]
-    if any(one != settings[0] for one in settings):
-        log.warning(
-            "runs: of different problems, data or operators, whose figures are not to be compared; "
-            "report them apart"
-        )
     folder = Path(HydraConfig.get().runtime.output_dir)
     folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     tables = aggregate.tables(methods)
@@ -49,12 +39,13 @@ def main(config: DictConfig) -> None:
     for table in tables:
         for ending, write in WRITERS.items():
             _write(folder / "tables" / f"{table.name}.{ending}", write(table))
-        if table.name == "layers" or table.name.startswith("perturb_"):
-            axis = "layer" if table.name == "layers" else "level"
-            png, _ = curves.draw(table, folder / "figures", axis=axis, notices=notices)
+        if table.axis is not None:
+            png, _ = curves.draw(table, folder / "figures", axis=table.axis, notices=notices)
             figures[table.name] = png
     _write(folder / "index.html", page(tables, figures, methods, records, notices))
-    print(markdown(tables[0]))
+    for table in tables:
+        if table.name.endswith("methods"):
+            print(markdown(table))
     for notice in notices:
         print(f"data: {notice}")
     print(folder)

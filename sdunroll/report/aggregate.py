@@ -5,11 +5,11 @@ Legend: a row a method, a column a figure.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scipy import stats
 
-from sdunroll.report.collect import Method
+from sdunroll.report.collect import Method, Record, blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +59,35 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: its file's name, a caption, the methods' names and the columns."""
+    """A table: its file's name, a caption, the methods' names and the columns; ``axis`` is what the
+    columns are points of, if they make a curve."""
 
     name: str
     caption: str
     rows: list[str]
     columns: list[Column]
+    axis: str | None = None
 
 
 def tables(methods: Sequence[Method]) -> list[Table]:
-    """All tables that the methods' files have figures for."""
+    """All tables that the methods' files have figures for; a set of them for each problem."""
+    several = blocks(methods)
+    found = []
+    for title, group in several:
+        for table in _block(group):
+            if len(several) > 1:
+                prefix = "".join(c if c.isalnum() else "_" for c in title.replace(", ", "_"))
+                caption = f"{title[0].upper()}{title[1:]}. {table.caption}"
+                table = replace(table, name=f"{prefix}_{table.name}", caption=caption)
+            found.append(table)
+    return found
+
+
+def _block(methods: Sequence[Method]) -> list[Table]:
     found = [_overview(methods), _layers(methods)]
     names = sorted({name for one in methods for r in one.records for name in r.perturbations})
     found += [_levels(methods, name) for name in names]
-    return [table for table in [*found, _cost(methods)] if table.columns]
+    return [table for table in [*found, _theory(methods), _cost(methods)] if table.columns]
 
 
 def _columns(
@@ -178,7 +193,8 @@ def _layers(methods: Sequence[Method]) -> Table:
         for layer in range(_depth(methods) + 1)
     ]
     caption = f"Anytime use: {title} when the network is cut after a layer."
-    return Table("layers", caption, [one.name for one in methods], _columns(methods, wanted))
+    rows = [one.name for one in methods]
+    return Table("layers", caption, rows, _columns(methods, wanted), axis="layer")
 
 
 def _levels(methods: Sequence[Method], perturbation: str) -> Table:
@@ -197,7 +213,40 @@ def _levels(methods: Sequence[Method], perturbation: str) -> Table:
     columns = [column for column in columns if any(column.cells)]
     what = perturbation.replace("_", " ")
     caption = f"{title[0].upper()}{title[1:]} after the last layer under {what}, by level."
-    return Table(f"perturb_{perturbation}", caption, [one.name for one in methods], columns)
+    rows = [one.name for one in methods]
+    return Table(f"perturb_{perturbation}", caption, rows, columns, axis="level")
+
+
+def _theory(methods: Sequence[Method]) -> Table:
+    """The paper's bound at the last layer beside what was measured."""
+    depth = _depth(methods)
+    wanted: list[tuple[str, tuple[str | int, ...], int, str | None]] = [
+        ("zeta", ("metrics", "theory", "zeta"), 3, None),
+        ("M", ("metrics", "theory", "largest_norm"), 1, None),
+        ("slack on the training split", ("metrics", "theory", "train_slack"), 3, None),
+        ("gradient norm", ("metrics", "theory", "measured", depth), 3, "low"),
+        ("its bound", ("metrics", "theory", "bound", depth), 3, None),
+        ("bound of the limit", ("metrics", "theory", "limit"), 2, None),
+    ]
+    columns = _columns(methods, wanted)
+    held = [
+        _share(
+            [
+                sum(theory["holds"]) / len(theory["holds"])
+                for record in method.records
+                if record.metrics is not None and (theory := record.metrics.get("theory"))
+            ]
+        )
+        for method in methods
+    ]
+    if columns:
+        columns.append(Column("share of layers below the bound", held, 2))
+    caption = (
+        "The paper's recursion after the last layer. Measured: zeta, M and the gradient norm; given: "
+        "delta; assumed: that each constraint holds on the training samples (slack <= 0) and, with "
+        "probability 1 - delta, up to zeta elsewhere."
+    )
+    return Table("theory", caption, [one.name for one in methods], columns)
 
 
 def _cost(methods: Sequence[Method]) -> Table:
@@ -207,5 +256,39 @@ def _cost(methods: Sequence[Method]) -> Table:
         ("epochs", ("summary", "epochs"), 0, None),
         ("best epoch", ("summary", "best_epoch"), 0, None),
     ]
-    caption = "What training cost, data preparation included, on the machines of the provenance."
-    return Table("cost", caption, [one.name for one in methods], _columns(methods, wanted))
+    columns = _columns(methods, wanted)
+    columns += _inference(methods)
+    caption = (
+        "What training cost, data preparation included, and inference, on the machines of the "
+        "provenance; the time of a solver to the same distance or objective in that of the network."
+    )
+    return Table("cost", caption, [one.name for one in methods], columns)
+
+
+def _inference(methods: Sequence[Method]) -> list[Column]:
+    """The network's time by the number of problems, and how many times as long solvers take."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for place, method in enumerate(methods):
+        for record in method.records:
+            for title, value in _inference_figures(record).items():
+                found.setdefault(title, {}).setdefault(place, []).append(value)
+    return [
+        Column(title, [Cell.of(rows.get(place, [])) for place in range(len(methods))], 2,
+               "low" if "(ms)" in title else "high")
+        for title, rows in found.items()
+    ]  # fmt: skip
+
+
+def _inference_figures(record: Record) -> dict[str, float]:
+    rows = (record.cost or {}).get("rows", [])
+    figures = {}
+    for row in rows:
+        count = f"{row['problems']:,} problem{'s' * (row['problems'] > 1)}"
+        figures[f"{count} (ms)"] = 1000 * row["seconds"]
+        for solver, found in row["solvers"].items():
+            goals = {"": found} if "seconds" in found else found
+            for goal, cost in goals.items():
+                if cost is not None:
+                    what = f"{solver} {goal.replace('to_', 'to the same ')}".strip()
+                    figures[f"{count}: {what} (times)"] = cost["seconds"] / row["seconds"]
+    return figures

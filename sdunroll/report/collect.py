@@ -27,7 +27,7 @@ class Record:
     Attributes:
         folder: its directory.
         config: its configuration.
-        provenance, summary, metrics: the files of these names; None if missing.
+        provenance, summary, metrics, cost: the files of these names; None if missing.
         perturbations: the files in ``perturb/`` by name.
         notes: what is wrong with it, a line each.
     """
@@ -37,6 +37,7 @@ class Record:
     provenance: dict[str, Any]
     summary: dict[str, Any] | None = None
     metrics: dict[str, Any] | None = None
+    cost: dict[str, Any] | None = None
     perturbations: dict[str, dict[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -76,6 +77,7 @@ class Method:
                 "summary": record.summary,
                 "metrics": record.metrics,
                 "provenance": record.provenance,
+                "cost": record.cost,
             }
             for part in path:
                 if isinstance(value, dict):
@@ -165,6 +167,7 @@ def _read(folder: Path) -> Record | None:
             return None
 
     summary, metrics = optional("summary.json"), optional("eval/metrics.json")
+    cost = optional("eval/cost.json")
     perturbations = {
         path.stem: found
         for path in sorted((folder / "perturb").glob("*.json"))
@@ -192,7 +195,7 @@ def _read(folder: Path) -> Record | None:
     assert isinstance(config, dict)
     return Record(
         folder, {str(name): value for name, value in config.items()}, run.provenance, summary,
-        metrics, perturbations, notes,
+        metrics, cost, perturbations, notes,
     )  # fmt: skip
 
 
@@ -220,3 +223,25 @@ def methods(records: Sequence[Record]) -> list[Method]:
         ),
         key=lambda method: method.name,
     )
+
+
+def blocks(methods: Sequence[Method]) -> list[tuple[str, list[Method]]]:
+    """The methods apart by what they solve: a title and those with one problem, data and operator,
+    whose figures can be compared."""
+    groups: dict[str, list[Method]] = {}
+    for method in methods:
+        config = method.records[0].config
+        what = [config.get(name) for name in ("problem", "data", "operator")]
+        groups.setdefault(json.dumps(what, sort_keys=True), []).append(method)
+    titles = [_title(group[0].records[0].config) for group in groups.values()]
+    return [
+        (f"{title}, {place}" if titles.count(title) > 1 else title, group)
+        for place, (title, group) in enumerate(zip(titles, groups.values(), strict=True), 1)
+    ]
+
+
+def _title(config: Mapping[str, Any]) -> str:
+    """What is solved on which data, by the names of their code: "sparse coding, photos"."""
+    parts = [config[name] for name in ("problem", "operator", "data") if config.get(name)]
+    names = [str(part.get("_target_", "")).rsplit(".", 1)[-1] for part in parts]
+    return ", ".join(name.replace("_", " ").lower() for name in names)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import shorten
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -26,19 +26,23 @@ def draw(table: Table, folder: Path, *, axis: str, notices: Sequence[str]) -> li
         axis: what the columns are. notices: what must be said of the data.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.6))
+        # a name a line below the axes: the part in which it differs may be anywhere in it
+        labels = [fill(name, 90) for name in table.rows]
+        lines = sum(label.count("\n") + 1 for label in labels)
+        figure = Figure(figsize=(6.4, 3.6 + 0.15 * lines))
         axes = figure.subplots()
-        for place, name in enumerate(table.rows):
+        for place, name in enumerate(labels):
             _line(axes, table.columns, place, name)
         axes.set_xticks(
             range(len(table.columns)), [column.title.split()[-1] for column in table.columns]
         )
         axes.set_xlabel(axis)
-        axes.set_title(table.caption, fontsize=8, loc="left")
+        axes.set_title(fill(table.caption, 90), fontsize=8, loc="left")
         means = [cell.mean for column in table.columns for cell in column.cells if cell is not None]
         if table.columns[0].better == "low" and min(means) > 0 and max(means) > 3 * min(means):
             log_axis(axes)  # which has too few numbers for less
-        axes.legend(fontsize=7)
+        below: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 1}
+        axes.legend(fontsize=7, frameon=False, **below)
         if notices:
             figure.supxlabel("; ".join(notices), fontsize=7, x=0.99, ha="right")
         return [_save(figure, folder / f"{table.name}.{ending}") for ending in ("png", "pdf")]
@@ -62,7 +66,7 @@ def _line(axes: Any, columns: Sequence[Column], place: int, name: str) -> None:
     mean = np.array([cell.mean for _, cell in known])
     half = np.array([cell.half or 0.0 for _, cell in known])
     style: Any = {"color": f"C{place % 10}", "ls": LINES[place % 4], "marker": MARKERS[place % 10]}
-    axes.plot(x, mean, ms=4, lw=1.3, label=shorten(name, 70), **style)
+    axes.plot(x, mean, ms=4, lw=1.3, label=name, **style)
     low = mean - half
     if columns[0].better == "low" and mean.min() > 0:
         low = np.maximum(low, mean * 0.05)

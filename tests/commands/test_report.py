@@ -59,7 +59,7 @@ def test_report(runs, sdunroll):
     assert outcome.out.strip().splitlines()[-1] == "out"
     assert "half: not finished: 1 of 2 epochs" in outcome.err
     names = {path.name for path in Path("out/tables").iterdir()}
-    tables = ("methods", "layers", "perturb_layer_noise", "cost")
+    tables = ("methods", "layers", "perturb_layer_noise", "theory", "cost")
     assert names == {f"{table}.{ending}" for table in tables for ending in ("md", "csv", "tex")}
     figures = {path.name for path in Path("out/figures").iterdir()}
     assert figures == {
@@ -100,7 +100,7 @@ def test_the_same_results_give_the_same_report(runs, sdunroll):
     for folder in ("one", "two"):
         sdunroll("report", f"runs={runs}", f"hydra.run.dir={folder}")
     files = sorted(path for path in Path("one").rglob("*") if path.is_file())
-    assert len(files) == 12 + 4 + 1
+    assert len(files) == 15 + 4 + 1
     for path in files:
         assert path.read_bytes() == (Path("two") / path.relative_to("one")).read_bytes(), path
 
@@ -132,6 +132,41 @@ def test_globs_and_lists(runs, sdunroll):
     assert "| 2 |" in outcome.out
     outcome = sdunroll("report", "runs=[runs/c0,runs/s0]", "hydra.run.dir=out2")
     assert "constrained=false" in outcome.out
+
+
+def test_figures_of_cost_and_theory(runs, sdunroll):
+    sdunroll("report", f"runs={runs}", "hydra.run.dir=out")
+    with Path("out/tables/theory.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    theories = [read(runs / name / "eval/metrics.json")["theory"] for name in ("c0", "c1")]
+    for title, values in {
+        "zeta": [theory["zeta"] for theory in theories],
+        "its bound": [theory["bound"][-1] for theory in theories],
+        "share of layers below the bound": [sum(theory["holds"]) / 4 for theory in theories],
+    }.items():
+        assert float(rows["constrained"][title]) == pytest.approx(statistics.mean(values))
+    with Path("out/tables/cost.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    (cost,) = read(runs / "s0/eval/cost.json")["rows"]  # no 1,000 problems in this split
+    row = rows["constrained=false"]
+    assert float(row["1 problem (ms)"]) == pytest.approx(1000 * cost["seconds"])
+    ratio = cost["solvers"]["fista"]["to_objective"]["seconds"] / cost["seconds"]
+    assert float(row["1 problem: fista to the same objective (times)"]) == pytest.approx(ratio)
+
+
+def test_problems_are_reported_apart(sdunroll):
+    for name, overrides in {"one": TINY, "two": TINY_OF["glow_prox"]}.items():
+        outcome = sdunroll("train", *overrides, f"hydra.run.dir=runs/{name}")
+        assert outcome.status == 0, outcome.err
+    outcome = sdunroll("report", "runs=runs", "hydra.run.dir=out")
+    assert outcome.status == 0, outcome.err
+    names = {path.stem for path in Path("out/tables").glob("*methods.md")}
+    assert names == {
+        "sparse_coding_photos_methods",
+        "inverse_imaging_inpainting_faces_methods",
+    }
+    for name in names:
+        assert Path(f"out/tables/{name}.md").read_text().count("\n| ") == 2 + 1
 
 
 def test_pictures(sdunroll):

@@ -115,7 +115,8 @@ def test_thresholds_start_geometrically_down_to_the_noise(selecting, deviations)
     found = first_thresholds(noisy, 30, **settings)
     assert found[[0, -1]].tolist() == pytest.approx([0.5, least], rel=0.02)
     assert torch.allclose(found[1:] / found[:-1], found[1] / found[0])
-    assert torch.equal(first_thresholds(noisy, 3, **settings), geometric[:3])  # above the noise
+    few = first_thresholds(noisy, 3, **settings)  # which do not come down to the noise
+    assert torch.allclose(few, geometric[:3])
 
 
 def test_residual():
