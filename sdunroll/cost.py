@@ -46,7 +46,8 @@ def inference_cost(
     for size in SIZES:
         if len(data.obs) < size:
             continue
-        obs = data.obs[:size]
+        some = Batch(data.obs[:size], data.target[:size])
+        obs = some.obs
         rng = generator(0, "cost/start", obs.device)
 
         def infer(obs: torch.Tensor = obs, rng: torch.Generator = rng) -> object:
@@ -54,7 +55,7 @@ def inference_cost(
 
         row: dict[str, Any] = {"problems": size, "seconds": seconds(infer, obs.device)}
         row["solvers"] = {
-            name: _solver_cost(problem, name, obs, found)
+            name: _solver_cost(problem, name, some, found)
             for name, found in baselines.items()
             if found["iterations"] is not None or size == 1
         }
@@ -62,14 +63,12 @@ def inference_cost(
     return rows
 
 
-def _solver_cost(
-    problem: Problem, name: str, obs: torch.Tensor, found: dict[str, Any]
-) -> dict[str, Any]:
+def _solver_cost(problem: Problem, name: str, data: Batch, found: dict[str, Any]) -> dict[str, Any]:
     def iterate(count: int) -> float:
         def solve() -> object:
-            return next(islice(problem.baselines(obs)[name], count, None))
+            return next(islice(problem.baselines(data)[name], count, None))
 
-        return seconds(solve, obs.device)
+        return seconds(solve, data.obs.device)
 
     if found["iterations"] is None:
         return {"seconds": iterate(0)}

@@ -5,7 +5,7 @@ Legend: L layers, N instances, R bootstrap resamples.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -21,6 +21,8 @@ from sdunroll.problems import Problem
 from sdunroll.randomness import generator
 
 RESAMPLES = 1000
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+PATIENCE = 100  # iterations of a classical solver without coming nearer, after which it is given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,14 @@ class LayerFigures:
         before, after: the constraint's measure of what each layer received and returned, (R, N),
             R = L times its parts.
         health: the worst of each of :meth:`UnrolledNetwork.health`.
+        ratios: numerators and denominators of :meth:`Problem.ratios` at every state, (2, L + 1, N).
     """
 
     states: dict[str, Tensor]
     before: Tensor
     after: Tensor
     health: dict[str, float]
+    ratios: dict[str, Tensor] = field(default_factory=dict)
 
 
 def state_figures(
@@ -86,6 +90,7 @@ def evaluate(
     start_rng = generator(seed, "evaluation/start", device)
     noise_rng = generator(seed, "evaluation/noise", device)
     parts: list[dict[str, Tensor]] = []
+    ratios: list[dict[str, Tensor]] = []  # (2, L + 1, B) each
     measured: list[Tensor] = []  # (2, R, B) each
     health: dict[str, float] = {}
     for batch in data.chunks():
@@ -94,6 +99,8 @@ def evaluate(
         measured.append(torch.stack(constraint.measures(problem, path, batch)).cpu())
         found = state_figures(problem, path.states, batch, path.problems)
         parts.append({name: values.cpu() for name, values in found.items()})
+        pairs = problem.ratios(path.states, batch)
+        ratios.append({name: torch.stack(pair).cpu() for name, pair in pairs.items()})
         for name, value in network.health(path.states).items():
             if not math.isfinite(value):
                 raise checks.UserError(
@@ -101,9 +108,12 @@ def evaluate(
                     "computed in this precision; train with a lower training.lr, or take smaller levels"
                 )
             health[name] = max(value, health.get(name, value))
-    states = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
+    states, of_means = (
+        {name: torch.cat([part[name] for part in found], -1) for name in found[0]}
+        for found in (parts, ratios)
+    )
     before, after = torch.cat(measured, 2)
-    return LayerFigures(states, before, after, health)
+    return LayerFigures(states, before, after, health, of_means)
 
 
 class Bootstrap:
@@ -142,6 +152,29 @@ def summarise(
     return [{"mean": m, "std": s, "ci95": [lo, hi]} for m, s, lo, hi in rows]
 
 
+def quantiles(values: Tensor) -> list[list[float]]:
+    """The :data:`QUANTILES` of each row of ``values`` (K, N) over the instances, (K, 5)."""
+    wanted = torch.tensor(QUANTILES, dtype=torch.float64)
+    found: list[list[float]] = torch.quantile(values.double(), wanted, dim=1).T.tolist()
+    return found
+
+
+def decibels(pair: Tensor, resample: Bootstrap) -> list[dict[str, Any]]:
+    """10 log10 of a ratio of means, as :func:`summarise` gives it, a row each.
+
+    The interval is that of the ratio in each resample; the deviation is that of each instance's part in
+    it to first order, 10 / ln 10 (a / E[a] - b / E[b]).
+
+    Args:
+        pair: numerators a and denominators b, > 0, (2, K, N).
+    """
+    pair = pair.double()
+    top, bottom = pair.mean(-1)  # (K,)
+    above, below = (resample(part) for part in pair)  # (samples, K)
+    parts = 10 / math.log(10) * (pair[0] / top[:, None] - pair[1] / bottom[:, None])
+    return summarise(parts, 10 * (above / below).log10(), 10 * (top / bottom).log10())
+
+
 def layer_table(
     figures: LayerFigures, constraint: DescentConstraint, *, seed: int
 ) -> list[dict[str, Any]]:
@@ -155,6 +188,10 @@ def layer_table(
         name: summarise(values.double(), resample(values.double()))
         for name, values in figures.states.items()
     }
+    for name, values in figures.states.items():
+        for row, found in zip(columns[name], quantiles(values), strict=True):
+            row["quantiles"] = found
+    columns |= {name: decibels(pair, resample) for name, pair in figures.ratios.items()}
     before, after = figures.before.double(), figures.after.double()
     pairs = constraint.pairs(before, after)  # what the slack averages, (2, R, N)
     resampled = torch.stack([resample(part) for part in pairs])  # (2, samples, R)
@@ -198,37 +235,49 @@ def baseline_figures(
 
     Args:
         distance_goal, gap_goal: the mean distance and the mean objective gap to reach.
-        limit: iterations after which the search is given up and the solver taken to have converged.
+        limit: iterations after which the solver is taken to have converged; the search is given up
+            there, or after :data:`PATIENCE` that improved neither.
 
     Returns:
         by solver ``iterations`` (None for one that does not iterate), the figures, under ``converged``
         those after ``limit`` iterations, ``iterations_to_final_distance`` and
-        ``iterations_to_final_objective`` (None if more than ``limit``, or without iterations).
+        ``iterations_to_final_objective`` (None if it was given up, or without iterations).
     """
     resample = Bootstrap(len(data.obs), seed=seed)
-    least = float(problem.objective(data.target, data.obs).mean()) + gap_goal
+    best = float(problem.objective(data.target, data.obs).mean())
+    goals = {"distance": distance_goal, "objective": best + gap_goal}
 
     def figures(y: Tensor) -> dict[str, Any]:
         found = state_figures(problem, y[None], data)
         values = {name: value.double().cpu() for name, value in found.items()}
-        return {name: summarise(value, resample(value))[0] for name, value in values.items()}
+        rows = {name: summarise(value, resample(value))[0] for name, value in values.items()}
+        pairs = problem.ratios(y[None], data)
+        return rows | {
+            name: decibels(torch.stack(pair).cpu(), resample)[0] for name, pair in pairs.items()
+        }
 
-    def reaches(y: Tensor, goal: str) -> bool:
-        if goal == "distance":
-            return float(distance(y, data.target).mean()) <= distance_goal
-        return float(problem.objective(y, data.obs).mean()) <= least
+    def means(y: Tensor) -> dict[str, float]:
+        return {
+            "distance": float(distance(y, data.target).mean()),
+            "objective": float(problem.objective(y, data.obs).mean()),
+        }
 
     found = {}
-    for name, states in problem.baselines(data.obs).items():
+    for name, states in problem.baselines(data).items():
         row: dict[str, Any] = {"iterations": None}
-        reached: dict[str, int | None] = {"distance": None, "objective": None}
+        reached: dict[str, int | None] = dict.fromkeys(goals)
+        least, improved = dict.fromkeys(goals, math.inf), 0
         for count, y in enumerate(islice(states, max(limit, iterations) + 1)):
             if count == 0:
                 first = y
             if count == iterations:
                 row = {"iterations": iterations, **figures(y)}
-            for goal, before in reached.items():
-                if before is None and reaches(y, goal):
+            if None not in reached.values() or count - improved >= PATIENCE:
+                continue  # on to the end, without looking
+            for goal, value in means(y).items():
+                if value < least[goal]:
+                    least[goal], improved = value, count
+                if value <= goals[goal] and reached[goal] is None:
                     reached[goal] = count
         if row["iterations"] is None:  # its one answer
             row, reached = row | figures(first), dict.fromkeys(reached)

@@ -25,6 +25,7 @@ ROOMS = tuple(
         "perturbations",
         "primal_dual",
         "problems",
+        "shifts",
         "solvers",
         "training",
     )

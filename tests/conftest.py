@@ -31,6 +31,18 @@ TINY = [
 
 # the same for each problem's bundle
 TINY_OF = {
+    "synthetic": [
+        "problem=synthetic",
+        "problem.num_features=25",
+        "problem.snr_db=20",
+        "data.num_atoms=50",
+        "data.num_train=96",
+        "data.num_val=32",
+        "data.num_test=48",
+        "network.num_layers=3",
+        "training.epochs=9",
+        "training.batch_size=32",
+    ],
     "lista": ["problem=lista", *TINY],
     "glow_prox": [
         "problem=glow_prox",

@@ -8,8 +8,10 @@ from scipy import stats
 from sdunroll import metrics
 from sdunroll.checks import UserError
 from sdunroll.constraints import Distance
-from sdunroll.networks import Lista
+from sdunroll.data import SparseCodes
+from sdunroll.networks import CoupledLista, Lista
 from sdunroll.perturbations import LayerNoise
+from sdunroll.problems import sparse_recovery
 from sdunroll.randomness import generator
 from tests.conftest import make_batch, make_problem
 
@@ -102,24 +104,22 @@ def test_baselines(setting):
         problem, batch, iterations=4, distance_goal=0.5, gap_goal=0.1, limit=300, seed=0
     )
     for name, row in found.items():
-        iterates = [
-            next(states) for states in [problem.baselines(batch.obs)[name]] for _ in range(5)
-        ]
+        iterates = [next(states) for states in [problem.baselines(batch)[name]] for _ in range(5)]
         expected = (iterates[4] - batch.target).norm(dim=1).mean().item()
         assert row["iterations"] == 4
         assert row["distance"]["mean"] == pytest.approx(expected, rel=1e-5)
         reached = row["iterations_to_final_distance"]
-        states = problem.baselines(batch.obs)[name]
+        states = problem.baselines(batch)[name]
         distances = [
             (next(states) - batch.target).norm(dim=1).mean().item() for _ in range(reached + 1)
         ]
         assert distances[-1] <= 0.5 < min(distances[:-1])
-        end = next(islice(problem.baselines(batch.obs)[name], 300, None))
+        end = next(islice(problem.baselines(batch)[name], 300, None))
         assert row["converged"]["iterations"] == 300
         distance = (end - batch.target).norm(dim=1).mean().item()
         assert row["converged"]["distance"]["mean"] == pytest.approx(distance, rel=1e-5, abs=1e-12)
         best = problem.objective(batch.target, batch.obs).mean()
-        states = problem.baselines(batch.obs)[name]
+        states = problem.baselines(batch)[name]
         gaps = [
             (problem.objective(next(states), batch.obs).mean() - best).item()
             for _ in range(row["iterations_to_final_objective"] + 1)
@@ -149,3 +149,60 @@ def test_a_health_that_is_not_finite_is_no_figure(setting, monkeypatch, bad):
     values[bad] = float("nan")
     with pytest.raises(UserError, match="error: expected a small number, got nan"):
         metrics.evaluate(network, problem, Distance(), batch, seed=0)
+
+
+def test_decibels_of_a_ratio_of_means_agree_with_scipy():
+    rng = np.random.default_rng(0)
+    pair = torch.from_numpy(np.stack([rng.exponential(0.01, 300), rng.exponential(1, 300)]))
+    (row,) = metrics.decibels(pair[:, None], metrics.Bootstrap(300, seed=0))
+
+    def statistic(top, bottom, axis=-1):
+        return 10 * np.log10(np.mean(top, axis=axis) / np.mean(bottom, axis=axis))
+
+    peer = stats.bootstrap(
+        (pair[0].numpy(), pair[1].numpy()), statistic, paired=True, n_resamples=20000,
+        method="percentile", rng=1,
+    )  # fmt: skip
+    assert row["mean"] == pytest.approx(statistic(*pair.numpy()))
+    low, high = peer.confidence_interval
+    assert row["ci95"] == pytest.approx([low, high], abs=0.1 * (high - low))
+    assert row["std"] / 300**0.5 == pytest.approx(peer.standard_error, rel=0.1)
+
+
+def test_quantiles_are_numpys():
+    values = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 101)))
+    expected = np.quantile(values.numpy(), metrics.QUANTILES, axis=1).T
+    assert np.allclose(metrics.quantiles(values), expected)
+
+
+def test_ratios_of_all_chunks_are_gathered(monkeypatch):
+    source = SparseCodes(num_atoms=20, num_val=30)
+    problem = sparse_recovery(source, None, num_features=10)
+    batch = problem.instances(source.signals("val"))
+    network = CoupledLista(problem, generator(0, "weights"), num_layers=2)
+    monkeypatch.setattr("sdunroll.data.batches.CHUNK", 7)
+    found = metrics.evaluate(network, problem, Distance(), batch, seed=0)
+    states = network(batch.obs, generator=generator(0, "start")).states
+    expected = torch.stack(problem.ratios(states, batch)["nmse_db"])
+    assert torch.allclose(found.ratios["nmse_db"], expected, rtol=1e-4)
+    row = metrics.layer_table(found, Distance(), seed=0)[-1]
+    nmse = 10 * (expected[0, -1].mean() / expected[1, -1].mean()).log10()
+    assert row["nmse_db"]["mean"] == pytest.approx(nmse.item(), abs=1e-3)
+    assert len(row["sample_nmse_db"]["quantiles"]) == len(metrics.QUANTILES)
+
+
+def test_a_baseline_that_comes_no_nearer_is_given_up(setting, monkeypatch):
+    problem, batch, _ = setting
+    counted = []
+
+    def stuck(batch):
+        while True:
+            counted.append(0)
+            yield torch.zeros_like(batch.target)
+
+    monkeypatch.setattr(type(problem), "baselines", lambda self, batch: {"stuck": stuck(batch)})
+    found = metrics.baseline_figures(
+        problem, batch, iterations=4, distance_goal=0.1, gap_goal=-1e9, limit=5000, seed=0
+    )
+    assert found["stuck"]["iterations_to_final_distance"] is None
+    assert len(counted) == metrics.PATIENCE + 1

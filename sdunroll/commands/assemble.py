@@ -55,6 +55,10 @@ class Experiment:
         _check_finite(instances.target, f"problem: the targets of the {split} split")
         return instances.to(self.device)
 
+    def draw(self, count: int, generator: torch.Generator) -> Batch:
+        """New instances, on the device."""
+        return self.reference.instances(self.source.draw(count, generator)).to(self.device)
+
 
 def _check_finite(values: torch.Tensor, what: str) -> None:
     finite = values.flatten(1).isfinite().all(1)

@@ -16,6 +16,7 @@ from sdunroll.randomness import generator
 from sdunroll.report import figures, tables
 
 BASELINE_LIMIT = 2000  # iterations after which a classical solver is given up
+BASELINE_SAMPLES = 2000  # test instances that it is run on, at most
 SHOWN = 6  # signals in the picture of reconstructions
 
 
@@ -78,10 +79,10 @@ def _result(
         "layers": metrics.layer_table(measured, constraint, seed=seed),
         "baselines": metrics.baseline_figures(
             experiment.problem,
-            test,
+            Batch(*(part[:BASELINE_SAMPLES] for part in test)),
             iterations=experiment.network.num_layers,
-            distance_goal=float(measured.states["distance"][-1].mean()),
-            gap_goal=float(measured.states["objective_gap"][-1].mean()),
+            distance_goal=float(measured.states["distance"][-1][:BASELINE_SAMPLES].mean()),
+            gap_goal=float(measured.states["objective_gap"][-1][:BASELINE_SAMPLES].mean()),
             limit=BASELINE_LIMIT,
             seed=seed,
         ),

@@ -198,6 +198,10 @@ def _row(
     resample = metrics.Bootstrap(len(data.obs), seed=seed)
     rows = metrics.summarise(finals.double(), resample(finals.double()))
     names[names.index("distance")] = "final_distance"
+    quantiles = dict(zip(names, metrics.quantiles(finals), strict=True))
+    for name, pair in measured.ratios.items():
+        names.append(name)
+        rows += metrics.decibels(pair[:, -1:], resample)
     return {
         "level": disturbance.level,
         **{name: row["mean"] for name, row in zip(names, rows, strict=True)},
@@ -205,6 +209,7 @@ def _row(
         "theory": bounds(data, measured.states["gradient_norm"]),
         "descent_frequency": _descends(experiment, measured),
         "ci95": {name: row["ci95"] for name, row in zip(names, rows, strict=True)},
+        "quantiles": quantiles,
     }
 
 

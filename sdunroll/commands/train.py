@@ -16,6 +16,7 @@ from sdunroll.commands.assemble import Experiment, assemble, instantiate, set_up
 from sdunroll.interrupt import deferred
 from sdunroll.lock import held
 from sdunroll.provenance import collect_provenance
+from sdunroll.randomness import generator
 from sdunroll.runs import Run
 from sdunroll.training import Training
 
@@ -78,6 +79,8 @@ def _build(
     settings = instantiate(config, "training")
     dual = instantiate(config, "dual")
     experiment = assemble(config, device, state)
+    if settings.fresh:  # what cannot be drawn shows now
+        experiment.source.draw(1, generator(config.seed, "trial"))
     training = Training(
         settings,
         network=experiment.network,
@@ -88,6 +91,7 @@ def _build(
         train=experiment.instances("train"),
         val=experiment.instances("val"),
         seed=config.seed,
+        draw=experiment.draw if settings.fresh else None,
     )
     if state is not None:
         training.load_state_dict(state)

@@ -96,10 +96,10 @@ class ObjectiveGap(DescentConstraint):
     name = "objective"
 
     def measure(self, problem: Problem, y: Tensor, batch: Batch) -> Tensor:
-        if isinstance(problem, InverseImaging):
+        if not problem.minimised:
             raise checks.InvalidValue(
-                "constraint: the objective gap expects targets that minimise the objective, got clean "
-                "pictures; take constraint=objective_value or another constraint"
+                "constraint: the objective gap expects targets that minimise the objective, got those of "
+                f"{type(problem).__name__}; take constraint=objective_value or another constraint"
             )
         best = problem.objective(batch.target, batch.obs)  # (B,)
         return problem.objective(y, batch.obs) - best

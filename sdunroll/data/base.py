@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from sdunroll import checks
@@ -38,3 +39,13 @@ class Source(ABC):
     @abstractmethod
     def signals(self, split: Split) -> Tensor:
         """The signals of a split, (N, C, H, W) or (N, m), float32 on the CPU; the same at each call."""
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """``count`` new signals, as those of a split but never the same ones again.
+
+        Errors: a source that has its splits alone.
+        """
+        raise checks.InvalidValue(
+            f"training.fresh: expected data that can be drawn without end, got {type(self).__name__}; "
+            "take data=sparse_codes or training.fresh=false"
+        )

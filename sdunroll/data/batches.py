@@ -1,6 +1,6 @@
-"""Problem instances with their targets, and the loader that shuffles them into batches."""
+"""Problem instances with their targets, and the loaders that make batches of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -46,11 +46,43 @@ class Loader:
         self.data = data
         self.batch_size = checks.integer("batch_size", batch_size)
         self.generator = generator
+        self.num_instances = len(data.obs)  #: in one walk
 
     def __len__(self) -> int:
-        return -(-len(self.data.obs) // self.batch_size)
+        return -(-self.num_instances // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        order = torch.randperm(len(self.data.obs), generator=self.generator)
+        order = torch.randperm(self.num_instances, generator=self.generator)
         for index in order.to(self.data.obs.device).split(self.batch_size):
             yield Batch(self.data.obs[index], self.data.target[index])
+
+
+class FreshLoader:
+    """Draws new instances for every batch; as long as a :class:`Loader` over ``num_instances``.
+
+    Args:
+        draw: ``(count, generator) -> Batch``.
+        num_instances: drawn in one walk.
+        batch_size: B.
+        generator: of the instances, on the CPU; its state is the loader's whole state.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[int, torch.Generator], Batch],
+        *,
+        num_instances: int,
+        batch_size: int,
+        generator: torch.Generator,
+    ) -> None:
+        self.draw = draw
+        self.num_instances = checks.integer("num_instances", num_instances)
+        self.batch_size = checks.integer("batch_size", batch_size)
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return -(-self.num_instances // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, self.num_instances, self.batch_size):
+            yield self.draw(min(self.batch_size, self.num_instances - start), self.generator)

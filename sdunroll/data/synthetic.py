@@ -1,12 +1,11 @@
 """Synthetic sparse signals: a Gaussian dictionary and Bernoulli-Gaussian codes."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from sdunroll import checks
-from sdunroll.data.base import SPLITS, Source, Split, split_counts
+from sdunroll.data.base import SPLITS, Source, Split
+from sdunroll.data.sparse_codes import SparseCodes, gaussian_dictionary, noise_std
 from sdunroll.randomness import generator
 
 
@@ -38,32 +37,30 @@ class Synthetic(Source):
         num_test: int = 2000,
         seed: int = 0,
     ) -> None:
-        self.num_features = checks.integer("num_features", num_features)
-        self.num_atoms = checks.integer("num_atoms", num_atoms)
-        self.sparsity = checks.number("sparsity", sparsity, above=0, high=1)
-        self.snr_db = None if snr_db is None else checks.number("snr_db", snr_db)
-        self.counts = split_counts(num_train=num_train, num_val=num_val, num_test=num_test)
-        self.seed = checks.integer("seed", seed, low=0)
-        rng = generator(self.seed, "synthetic/dictionary")
-        gaussian = torch.randn(self.num_features, self.num_atoms, generator=rng)
-        self.dictionary = gaussian / gaussian.norm(dim=0)
+        self.source = SparseCodes(
+            num_atoms=num_atoms,
+            sparsity=sparsity,
+            num_train=num_train,
+            num_val=num_val,
+            num_test=num_test,
+            seed=seed,
+        )
+        self.dictionary = gaussian_dictionary(num_features, num_atoms, seed)
+        self.seed = seed
+        self.std = noise_std(
+            snr_db, sparsity=sparsity, num_atoms=num_atoms, num_features=num_features
+        )
 
     def codes(self, split: Split) -> Tensor:
         """The codes c that made the signals of ``split``, (N, n)."""
-        shape = (self.counts[split], self.num_atoms)
-        rng = generator(self.seed, f"synthetic/codes/{split}")
-        support = torch.rand(shape, generator=rng) < self.sparsity
-        return support * torch.randn(shape, generator=rng)
+        return self.source.signals(split)
 
     def signals(self, split: Split) -> Tensor:
         """(N, m)."""
         checks.choice("split", split, SPLITS)
         assert self.dictionary is not None
         clean = self.codes(split) @ self.dictionary.T
-        if self.snr_db is None:
+        if self.std == 0:
             return clean
-        # E||Dc||^2 = p n, since columns have unit norm and codes are independent with variance p
-        power = self.sparsity * self.num_atoms / self.num_features
-        std = math.sqrt(power / 10 ** (self.snr_db / 10))
         rng = generator(self.seed, f"synthetic/noise/{split}")
-        return clean + std * torch.randn(clean.shape, generator=rng)
+        return clean + self.std * torch.randn(clean.shape, generator=rng)

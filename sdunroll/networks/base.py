@@ -76,7 +76,11 @@ class UnrolledNetwork(nn.Module, ABC):
         """y_l from y_{l-1}, for index l = 1 .. L; ``shared`` is what :meth:`precompute` returned."""
 
     def precompute(self, obs: Tensor) -> Any:
-        """What all layers need of the observation; the observation itself by default."""
+        """What all layers need of the observation; the observation itself by default.
+
+        It is made anew for each pass, so that a network that carries more than y from layer to layer,
+        such as a momentum, can keep it there.
+        """
         return obs
 
     def problems(self) -> Sequence[Problem] | None:
@@ -99,6 +103,7 @@ class UnrolledNetwork(nn.Module, ABC):
         generator: torch.Generator,
         perturb: Perturb | None = None,
         depth: int | None = None,
+        frozen: int = 0,
     ) -> Trajectory:
         """Run the layers on x, (B, ...), and return their trajectory.
 
@@ -106,6 +111,7 @@ class UnrolledNetwork(nn.Module, ABC):
             generator: of the start.
             perturb: acts on y_0 .. y_{L-1} before the next layer.
             depth: the last layer to run, L by default.
+            frozen: the number of first layers that are run without gradients.
         """
         depth = self.num_layers if depth is None else depth
         shared = self.precompute(obs)
@@ -116,7 +122,8 @@ class UnrolledNetwork(nn.Module, ABC):
             if perturb is not None:
                 y = perturb(index - 1, y)
                 received.append(y)
-            y = self.layer(index, y, shared)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and index > frozen):
+                y = self.layer(index, y, shared)
             states.append(y)
         return Trajectory(
             torch.stack(states),

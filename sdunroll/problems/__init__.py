@@ -4,6 +4,7 @@ from sdunroll.problems.base import Problem
 from sdunroll.problems.inverse_imaging import InverseImaging, inverse_imaging
 from sdunroll.problems.operators import Deblurring, Denoising, Inpainting, Operator
 from sdunroll.problems.sparse_coding import SparseCoding, sparse_coding
+from sdunroll.problems.sparse_recovery import SparseRecovery, sparse_recovery
 
 __all__ = [
     "Deblurring",
@@ -13,6 +14,8 @@ __all__ = [
     "Operator",
     "Problem",
     "SparseCoding",
+    "SparseRecovery",
     "inverse_imaging",
     "sparse_coding",
+    "sparse_recovery",
 ]

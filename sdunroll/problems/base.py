@@ -19,6 +19,8 @@ class Problem(nn.Module, ABC):
     state dict to restore (None when the problem is made for the first time).
     """
 
+    minimised = True  #: whether the targets are the minimisers of f
+
     @abstractmethod
     def instances(
         self, signals: Tensor, clean: Tensor | None = None, *, keep: bool = True
@@ -46,9 +48,9 @@ class Problem(nn.Module, ABC):
         """Length of one classical step from y, (..., B): the natural unit of a perturbation of y."""
 
     @abstractmethod
-    def baselines(self, obs: Tensor) -> dict[str, Iterator[Tensor]]:
+    def baselines(self, batch: Batch) -> dict[str, Iterator[Tensor]]:
         """Classical solvers by name: their iterates y_0, y_1, ..., (B, n) each, without end; of a
-        solver that does not iterate, its one answer."""
+        solver that does not iterate, its one answer. Only an oracle looks at the targets."""
 
     def certificate(self, y: Tensor, obs: Tensor) -> Tensor | None:
         """Upper bound of (f(y) - f(y*)) / f(y), (B,), in float64; None where there is none."""
@@ -64,4 +66,9 @@ class Problem(nn.Module, ABC):
 
     def figures(self, y: Tensor, batch: Batch) -> dict[str, Tensor]:
         """What else is measured at y (K, B, ...) in this field, by name, (K, B) each."""
+        return {}
+
+    def ratios(self, y: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """What is measured at y (K, B, ...) as a ratio of means in dB, by name: numerators and
+        denominators, > 0, (K, B) both."""
         return {}

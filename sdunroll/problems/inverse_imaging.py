@@ -35,6 +35,8 @@ class InverseImaging(Problem):
         latent_gradient: the gradient of r in its latent space, (B, C, H, W) -> (B, n), if it has one.
     """
 
+    minimised = False
+
     def __init__(
         self,
         operator: Operator,
@@ -92,8 +94,9 @@ class InverseImaging(Problem):
         """||A^T (A y - x)||, (..., B): a gradient step of the quadratic part, whose ||A|| is 1."""
         return torch.linalg.vector_norm(self.data_gradient(y, obs).flatten(-3), dim=-1)
 
-    def baselines(self, obs: Tensor) -> dict[str, Iterator[Tensor]]:
+    def baselines(self, batch: Batch) -> dict[str, Iterator[Tensor]]:
         """The classical peer of the operator; for inpainting also the harmonic fill."""
+        obs = batch.obs
         found = {self.operator.peer_name: iter([self._peer(obs)])}
         if self.operator.known(obs) is not None:
             found["harmonic fill"] = iter([self.operator.fill(obs)])

@@ -114,7 +114,8 @@ class SparseCoding(Problem):
     def certificate(self, y: Tensor, obs: Tensor) -> Tensor:
         return solvers.duality_gap(self.dictionary, obs, y, float(self.alpha))
 
-    def baselines(self, obs: Tensor) -> dict[str, Iterator[Tensor]]:
+    def baselines(self, batch: Batch) -> dict[str, Iterator[Tensor]]:
+        obs = batch.obs
         start = obs.new_zeros(len(obs), self.dictionary.shape[1])
         return {
             name: solver(

@@ -102,9 +102,13 @@ def _columns(
 
 def main_figure(methods: Sequence[Method]) -> tuple[str, str, str, int]:
     """The figure that tells most: its name, title, which is better, digits after the point."""
-    for name, title in (("hole_psnr", "PSNR in the hole (dB)"), ("psnr", "PSNR (dB)")):
+    for name, title, better in (
+        ("hole_psnr", "PSNR in the hole (dB)", "high"),
+        ("psnr", "PSNR (dB)", "high"),
+        ("nmse_db", "NMSE (dB)", "low"),
+    ):
         if all(method.values("metrics", "layers", 0, name) for method in methods):
-            return name, title, "high", 2
+            return name, title, better, 2
     return "distance", "distance to the target", "low", 3
 
 
@@ -115,6 +119,7 @@ FIGURES = (
     ("psnr", "PSNR (dB)", 2, "high"),
     ("hole_psnr", "PSNR in the hole (dB)", 2, "high"),
     ("ssim", "SSIM", 3, "high"),
+    ("nmse_db", "NMSE (dB)", 2, "low"),
 )
 
 

@@ -68,5 +68,7 @@ def _line(axes: Any, columns: Sequence[Column], place: int, name: str) -> None:
     half = np.array([cell.half or 0.0 for _, cell in known])
     style: Any = {"color": f"C{place % 10}", "ls": LINES[place % 4], "marker": MARKERS[place % 10]}
     axes.plot(x, mean, ms=4, lw=1.3, label=name, **style)
-    low = np.maximum(mean - half, mean * 0.05) if columns[0].better == "low" else mean - half
+    low = mean - half
+    if columns[0].better == "low" and mean.min() > 0:
+        low = np.maximum(low, mean * 0.05)
     axes.fill_between(x, low, mean + half, color=style["color"], alpha=0.2, lw=0)

@@ -35,6 +35,11 @@ IMAGE_PANELS = {
     "hole_psnr": "PSNR in the hole (dB)",
     "ssim": "SSIM",
 }
+RECOVERY_PANELS = {
+    "distance": "distance to the true code",
+    "nmse_db": "NMSE, ratio of means (dB)",
+    "sample_nmse_db": "NMSE, mean of samples (dB)",
+}
 MEASURED = {
     "distance": "distance",
     "gradient": "gradient_norm",
@@ -75,24 +80,28 @@ def log_axis(axes: Any) -> None:
 
 def per_layer(metrics: dict[str, Any], folder: Path) -> None:
     """Distance, objective gap and gradient norm over the layers, ``per_layer.png``; for pictures
-    distance, PSNR of the whole and of the hole, or SSIM where there is no hole.
+    distance, PSNR of the whole and of the hole, or SSIM where there is no hole; for recovered codes
+    distance and NMSE in both definitions.
 
-    Log axis but for PSNR and SSIM; the band is one standard deviation over the instances; the dashed
+    Log axis but for PSNR, SSIM and NMSE; the band is one standard deviation over the instances; the dashed
     line falls from y_0 as the constraint demands; marks at the right are classical solvers, after as
     many iterations.
     """
     layers = [row["layer"] for row in metrics["layers"]]
-    panels = IMAGE_PANELS if "psnr" in metrics["layers"][0] else PANELS
+    kinds = (("psnr", IMAGE_PANELS), ("nmse_db", RECOVERY_PANELS), ("distance", PANELS))
+    panels = next(panels for name, panels in kinds if name in metrics["layers"][0])
     shown = [name for name in panels if name in metrics["layers"][0]][:3]
     with _figure(folder / "per_layer.png", 10, 3.2, metrics["notice"]) as figure:
         for axes, name in zip(figure.subplots(1, 3), shown, strict=True):
             mean = np.array([row[name]["mean"] for row in metrics["layers"]])
             std = np.array([row[name]["std"] for row in metrics["layers"]])
-            if name not in ("psnr", "hole_psnr", "ssim"):
+            logarithmic = name not in ("psnr", "hole_psnr", "ssim") and not name.endswith("_db")
+            if logarithmic:
                 log_axis(axes)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.plot(layers, mean, "-o", ms=3, color="C0", label="network, mean")
-            floor = mean.min(where=mean > 0, initial=mean.max()) / 10  # 0 has no place on it
+            least = mean.min(where=mean > 0, initial=mean.max())  # 0 has no place on a log axis
+            floor = least / 10 if logarithmic else -np.inf
             low = np.maximum(mean - std, floor)
             axes.fill_between(layers, low, mean + std, color="C0", alpha=0.2, lw=0)
             if name == MEASURED.get(metrics["measure"]):
@@ -101,13 +110,15 @@ def per_layer(metrics: dict[str, Any], folder: Path) -> None:
                 demanded = mean[first] * np.concatenate([[1.0], np.cumprod(keep)])
                 label = f"demanded, from $y_{first}$"
                 axes.plot(layers[first:], demanded, "k--", lw=1, label=label)
-            for marker, (solver, row) in zip("sD", metrics["baselines"].items(), strict=False):
+            for marker, (solver, row) in zip("sD^v", metrics["baselines"].items(), strict=False):
                 count = row["iterations"]
                 label = solver if count is None else f"{solver.upper()}, {count} iterations"
                 axes.plot(
                     [layers[-1]], [row[name]["mean"]], marker, color="C1", ms=5, mec="k", mew=0.5,
                     label=label,
                 )  # fmt: skip
+            if name.endswith("_db"):  # an oracle without noise is off the picture
+                axes.set_ylim(bottom=mean.min() - 10)
             axes.set(title=panels[name], xlabel="layer")
             axes.legend(fontsize=7)
 
@@ -215,6 +226,7 @@ def images(
 LEVEL_PANELS = {
     "hole_psnr": "PSNR in the hole after the last layer (dB)",
     "psnr": "PSNR after the last layer (dB)",
+    "nmse_db": "NMSE after the last layer, ratio of means (dB)",
     "final_distance": "distance to the optimum after the last layer",
 }
 

@@ -21,12 +21,19 @@ OF_PICTURES = {
     "hole_psnr": ("PSNR in the hole", ".2f"),
     "hole_ssim": ("SSIM in the hole", ".3f"),
 }
+OF_RECOVERY = {
+    "nmse_db": ("NMSE dB (ratio of means)", ".2f"),
+    "sample_nmse_db": ("NMSE dB (mean of samples)", ".2f"),
+    "precision": ("precision", ".3f"),
+    "recall": ("recall", ".3f"),
+    "false_positives": ("false positives", ".1f"),
+}
 OF_CODES = {"objective_gap": ("objective gap", ".4g"), "l1_norm": ("l1 norm", ".4g")}
 
 
 def _columns(row: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """The figures of ``row`` that tell most beside the distance: title and format by name."""
-    known = OF_PICTURES if "psnr" in row else OF_CODES
+    known = OF_PICTURES if "psnr" in row else OF_RECOVERY if "nmse_db" in row else OF_CODES
     return {name: column for name, column in known.items() if name in row}
 
 
@@ -39,7 +46,8 @@ def _cells(row: dict[str, Any], columns: dict[str, tuple[str, str]]) -> list[str
 
 def layer_table(metrics: dict[str, Any]) -> str:
     """A row a layer: figures, slack with its interval, share that descends, verdict."""
-    columns = _columns(metrics["layers"][0]) if "psnr" in metrics["layers"][0] else {}
+    columns = _columns(metrics["layers"][0])
+    columns = {} if columns.keys() <= OF_CODES.keys() else columns
     header = ["layer", metrics["measure"], "ratio", "slack", "95 % interval", "descends", ""]
     header += [title for title, _ in columns.values()]
     rows = []
@@ -94,9 +102,7 @@ def baseline_table(metrics: dict[str, Any]) -> str:
         cells = [name, "" if count is None else str(count), f"{row['distance']['mean']:.4g}"]
         cells += _cells(row, columns)
         if iterates:
-            cells.append(
-                f"more than {metrics['baseline_limit']}" if reached is None else str(reached)
-            )
+            cells.append("not reached" if reached is None else str(reached))
         rows.append(cells)
     return aligned(header, rows)
 
@@ -173,7 +179,7 @@ def level_table(result: dict[str, Any]) -> str:
     titles = [title for title, _ in columns.values()]
     header = ["level", "final distance", "95 % interval", *titles, "least descends"]
     other = result.get("against")
-    main = "hole_psnr" if "hole_psnr" in columns else "psnr"
+    main = next((name for name in ("hole_psnr", "nmse_db") if name in columns), "psnr")
     if other:
         header += ["against", "difference" if main in columns else "ratio"]
     rows = []

@@ -1,5 +1,6 @@
-"""Classical algorithms: ISTA, FISTA, the certified LASSO optimum, dictionary learning, harmonic fill."""
+"""Classical algorithms: ISTA, FISTA, AMP, the LASSO optimum, dictionary learning, harmonic fill."""
 
+from sdunroll.solvers.amp import amp, least_squares_on
 from sdunroll.solvers.dictionary_learning import DictionaryLearning
 from sdunroll.solvers.harmonic import harmonic_fill
 from sdunroll.solvers.lasso import (
@@ -17,10 +18,12 @@ __all__ = [
     "DictionaryLearning",
     "LassoSolution",
     "NotConverged",
+    "amp",
     "duality_gap",
     "fista",
     "harmonic_fill",
     "ista",
+    "least_squares_on",
     "lipschitz",
     "polish",
     "soft_threshold",

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sdunroll import checks
 from sdunroll.constraints import DescentConstraint, distance
-from sdunroll.data import Batch, Loader
-from sdunroll.networks import Perturb, Trajectory, UnrolledNetwork
+from sdunroll.data import Batch, FreshLoader, Loader
+from sdunroll.networks import Trajectory, UnrolledNetwork
 from sdunroll.primal_dual import DualUpdate, NotFinite, PrimalDual
 from sdunroll.problems import Problem
 from sdunroll.randomness import generator
@@ -22,16 +22,6 @@ from sdunroll.training.schedules import Stage, stages
 from sdunroll.training.settings import TrainingSettings
 
 NORMAL_97_5 = 1.96  # 97.5 % quantile of N(0, 1)
-
-
-def _detached_before(layer: int, perturb: Perturb | None) -> Perturb:
-    """``perturb``, and no gradient to the layers before ``layer``."""
-
-    def detached(index: int, y: Tensor) -> Tensor:
-        y = y if perturb is None else perturb(index, y)
-        return y.detach() if index == layer - 1 else y
-
-    return detached
 
 
 class Training:
@@ -45,6 +35,8 @@ class Training:
         dual: how the multipliers are updated.
         train, val: instances, on the same device.
         seed: of the order of the data and of all noise.
+        draw: ``(count, generator) -> Batch`` makes new instances for each step, as many in an epoch as
+            ``train`` has; None walks over ``train``.
     """
 
     def __init__(
@@ -59,17 +51,24 @@ class Training:
         train: Batch,
         val: Batch,
         seed: int,
+        draw: Callable[[int, torch.Generator], Batch] | None = None,
     ) -> None:
         self.settings = settings
         self.network = network
         self.problem = problem
         self.constraint = constraint
+        self.train = train
         self.val = val
         self.seed = seed
         # the constrained rows of a slack (R,); none for standard training, K = 0
         self.demanded = constraint.rows(network.num_layers)
         self.constrained = self.demanded if constrained else []
-        self.stages = stages(settings.stages, num_layers=network.num_layers, epochs=settings.epochs)
+        self.stages = stages(
+            settings.stages,
+            num_layers=network.num_layers,
+            epochs=settings.epochs,
+            shares_weights=network.shares_weights,
+        )
         self.stage = self.stages[0]
         if self.stage.alone and network.shares_weights:
             raise checks.InvalidValue(
@@ -86,9 +85,13 @@ class Training:
         device = train.obs.device
         self.start_rng = generator(seed, "training/start", device)
         self.noise_rng = generator(seed, "training/noise", device)
-        self.loader = Loader(
-            train, batch_size=settings.batch_size, generator=generator(seed, "training/order")
-        )
+        size, order = settings.batch_size, generator(seed, "training/order")
+        self.loader: Loader | FreshLoader
+        if draw is None:
+            self.loader = Loader(train, batch_size=size, generator=order)
+        else:
+            count = len(train.obs)
+            self.loader = FreshLoader(draw, num_instances=count, batch_size=size, generator=order)
         self.on_step: Callable[[], object] = lambda: None
         self.epochs_done = 0
         self.best: tuple[int, float] | None = None  # (rank, validation loss): less is better
@@ -160,10 +163,10 @@ class Training:
 
     def _prepare(self) -> None:
         """Let the network start from the first instances of the training split."""
-        first = self.loader.data.obs[: self.settings.batch_size]
+        first = self.train.obs[: self.settings.batch_size]
         rng = generator(self.seed, "training/prepare", first.device)
         self.network.prepare(first, rng)
-        self._check_start(Batch(first, self.loader.data.target[: self.settings.batch_size]), rng)
+        self._check_start(Batch(first, self.train.target[: self.settings.batch_size]), rng)
 
     @torch.no_grad()
     def _check_start(self, batch: Batch, rng: torch.Generator) -> None:
@@ -179,11 +182,12 @@ class Training:
                 )
 
     def _next_stage(self) -> None:
-        """Go on to the next layer: with a new optimizer, since the moments of the old one would go on
-        moving the layers that are done; and best is what is best at that layer."""
-        self.stage = self._stage_at(self.epochs_done)
+        """Go on to the next stage: with a new optimizer, since the moments of the old one would go on
+        moving the layers that are done; and best is what is best at the stage's layer."""
+        before, self.stage = self.stage, self._stage_at(self.epochs_done)
         self.primal_dual.optimizer = self._new_optimizer()
-        self.best = None
+        if self.stage.layer != before.layer:
+            self.best = None
 
     def _stage_at(self, epoch: int) -> Stage:
         """The stage of an epoch, from 0; the last one after all."""
@@ -196,11 +200,11 @@ class Training:
         first = (self.epochs_done - self.stage.first_epoch) * len(self.loader)
         updates = self.stage.epochs * len(self.loader)
         for step, batch in enumerate(self.loader):
-            lr = self.settings.lr_at((first + step) / updates)
+            lr = self.stage.lr_factor * self.settings.lr_at((first + step) / updates)
             for group in self.primal_dual.optimizer.param_groups:
                 group["lr"] = lr
             loss, moments = self._step(batch)
-            share = len(batch.obs) / len(self.loader.data.obs)
+            share = len(batch.obs) / self.loader.num_instances
             total_loss = total_loss + share * loss.double()
             total_moments = total_moments + share * moments.double()
             self.on_step()
@@ -210,9 +214,10 @@ class Training:
         """One primal step; the loss and the moments it saw, detached."""
         noise = self.settings.noise.between_layers(self.problem, batch, self.noise_rng)
         layer = self.stage.layer
-        if self.stage.alone:
-            noise = _detached_before(layer, noise)
-        path = self.network(batch.obs, generator=self.start_rng, perturb=noise, depth=layer)
+        frozen = layer - 1 if self.stage.alone else 0
+        path = self.network(
+            batch.obs, generator=self.start_rng, perturb=noise, depth=layer, frozen=frozen
+        )
         loss = half_squared_distance(path.output, batch.target).mean()
         with torch.set_grad_enabled(len(self.primal_dual.multipliers) > 0):
             moments = self._moments(path, batch)

@@ -1,4 +1,4 @@
-"""Which layers are trained when: all jointly, one after the other, or one more at a time.
+"""Which layers are trained when: all jointly, one after the other, one more at a time, or in stages.
 
 Legend: L layers, E epochs.
 """
@@ -9,7 +9,10 @@ from typing import Literal
 
 from sdunroll import checks
 
-Schedule = Literal["joint", "layerwise", "incremental"]
+Schedule = Literal["joint", "layerwise", "incremental", "stagewise"]
+
+# of a layer's epochs in stagewise training: the share after which each phase ends, and its step
+PHASES = ((0.4, 1.0), (0.8, 0.2), (1.0, 0.02))
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +23,14 @@ class Stage:
         first_epoch: from 0. epochs: how many.
         layer: the layer whose output the loss is taken of; the layers after it are not run.
         alone: whether that layer alone is trained, or those before it too.
+        lr_factor: of the primal step.
     """
 
     first_epoch: int
     epochs: int
     layer: int
     alone: bool
+    lr_factor: float = 1.0
 
     @property
     def end(self) -> int:
@@ -33,23 +38,44 @@ class Stage:
         return self.first_epoch + self.epochs
 
 
-def stages(schedule: Schedule, *, num_layers: int, epochs: int) -> list[Stage]:
+def stages(
+    schedule: Schedule, *, num_layers: int, epochs: int, shares_weights: bool = False
+) -> list[Stage]:
     """The stages of a training of E epochs in all, so that every schedule takes as many steps.
 
     ``joint`` is one stage, at layer L. ``layerwise`` and ``incremental`` have one a layer, of E / L
-    epochs, rounded so that they sum to E.
+    epochs, rounded so that they sum to E. ``stagewise`` has three a layer: the new layer alone, then all
+    layers so far at 0.2 and at 0.02 of the step. Reference: Chen, Liu, Wang, Yin, "Theoretical Linear
+    Convergence of Unfolded ISTA and Its Practical Weights and Thresholds", section 4,
+    https://arxiv.org/abs/1808.10038.
 
-    Errors: fewer epochs than layers, where each needs one.
+    Args:
+        shares_weights: layers that share weights are never trained alone in ``stagewise``.
+
+    Errors: fewer epochs than stages, where each needs one.
     """
     if schedule == "joint":
         return [Stage(0, epochs, num_layers, alone=False)]
-    if epochs < num_layers:
+    each = len(PHASES) if schedule == "stagewise" else 1
+    if epochs < each * num_layers:
+        wanted = "one" if each == 1 else f"{each}"
         raise checks.InvalidValue(
-            f"training.epochs: expected at least one a layer, {num_layers}, for {schedule} training, "
-            f"got {epochs}; give training.epochs={num_layers} or more"
+            f"training.epochs: expected at least {wanted} a layer, {each * num_layers}, for {schedule} "
+            f"training, got {epochs}; give training.epochs={each * num_layers} or more"
         )
     ends = [epochs * layer // num_layers for layer in range(num_layers + 1)]
-    return [
-        Stage(start, end - start, layer, alone=schedule == "layerwise")
-        for layer, (start, end) in enumerate(pairwise(ends), start=1)
-    ]
+    spans = list(enumerate(pairwise(ends), start=1))
+    if schedule != "stagewise":
+        return [
+            Stage(start, end - start, layer, alone=schedule == "layerwise")
+            for layer, (start, end) in spans
+        ]
+    found = []
+    for layer, (start, end) in spans:
+        first = start
+        for share, factor in PHASES:
+            until = start + int(share * (end - start))
+            alone = factor == 1 and not shares_weights
+            found.append(Stage(first, until - first, layer, alone=alone, lr_factor=factor))
+            first = until
+    return found

@@ -17,9 +17,9 @@ class TrainingSettings:
     """The settings of a :class:`Training`.
 
     Args:
-        stages: layers are trained "joint" (the paper's), "layerwise" or "incremental"; see
+        stages: layers are trained "joint" (the paper's), "layerwise", "incremental" or "stagewise"; see
             :func:`sdunroll.training.stages`.
-        epochs: passes over the training split.
+        epochs: passes over the training split, or over as many new instances.
         batch_size: B.
         lr: primal step at the start.
         schedule: "cosine" decays the step to 0 over the updates of each stage, "constant" does not.
@@ -30,6 +30,8 @@ class TrainingSettings:
         patience: stop after so many epochs without a better one; None never does. Only for training
             all layers jointly.
         stop_after: leave off after this epoch as if interrupted; None goes to the end.
+        fresh: draw new instances for each step, of a source that can; an epoch has as many as the
+            training split.
     """
 
     def __init__(
@@ -46,8 +48,9 @@ class TrainingSettings:
         patience: int | None = None,
         stop_after: int | None = None,
         stages: Schedule = "joint",
+        fresh: bool = False,
     ) -> None:
-        checks.choice("stages", stages, ("joint", "layerwise", "incremental"))
+        checks.choice("stages", stages, ("joint", "layerwise", "incremental", "stagewise"))
         self.stages: Schedule = stages
         if patience is not None and stages != "joint":
             raise checks.InvalidValue(
@@ -67,6 +70,7 @@ class TrainingSettings:
         )
         self.patience = None if patience is None else checks.integer("patience", patience)
         self.stop_after = None if stop_after is None else checks.integer("stop_after", stop_after)
+        self.fresh = checks.boolean("fresh", fresh)
 
     def lr_at(self, share: float) -> float:
         """The primal step after a share (0 .. 1) of a stage's updates."""

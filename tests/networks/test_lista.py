@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sdunroll.checks import InvalidValue
-from sdunroll.networks import Lista
-from sdunroll.networks.lista import _SoftThreshold
+from sdunroll.networks import CoupledLista, Lista
+from sdunroll.networks.parts import soft
 from sdunroll.randomness import generator
 from sdunroll.solvers import soft_threshold
 from tests.conftest import make_batch, make_problem
@@ -18,9 +18,10 @@ def make(problem, **settings):
 def test_starts_as_ista():
     """With the ISTA initialisation, layer l is iteration l of ISTA."""
     problem = make_problem(dtype=torch.float32)
-    obs = make_batch(problem).obs
+    batch = make_batch(problem)
+    obs = batch.obs
     path = make(problem, start="zero", num_layers=6)(obs, generator=generator(0, "start"))
-    expected = torch.stack(list(islice(problem.baselines(obs)["ista"], 7)))
+    expected = torch.stack(list(islice(problem.baselines(batch)["ista"], 7)))
     assert torch.allclose(path.states, expected, atol=1e-5)
 
 
@@ -39,8 +40,8 @@ def test_layers_by_the_formula():
 def test_soft_threshold_gradients_by_finite_differences():
     v = torch.tensor([[1.0, -2.0, 0.2, 3.0]], dtype=torch.float64, requires_grad=True)
     theta = torch.tensor([0.5, 0.5, 0.5, 4.0], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(_SoftThreshold.apply, (v, theta))
-    assert torch.allclose(_SoftThreshold.apply(v, theta), soft_threshold(v, theta))
+    assert torch.autograd.gradcheck(soft, (v, theta))
+    assert torch.allclose(soft(v, theta), soft_threshold(v, theta))
 
 
 def test_start():
@@ -75,3 +76,13 @@ def test_refuses(setting):
 def test_refuses_another_problem():
     with pytest.raises(InvalidValue, match="LISTA unrolls sparse coding, got the problem Linear"):
         make(torch.nn.Linear(2, 2))
+
+
+def test_the_analytic_start_is_that_of_coupled_weights():
+    problem = make_problem(dtype=torch.float32)
+    obs = make_batch(problem).obs
+    start = generator(0, "start")
+    lista = make(problem, start="zero", init="analytic", num_layers=4)
+    coupled = CoupledLista(problem, start, num_layers=4, selection=0.0)
+    expected = coupled(obs, generator=start).states
+    assert torch.allclose(lista(obs, generator=start).states, expected, atol=1e-4)

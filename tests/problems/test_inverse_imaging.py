@@ -88,7 +88,7 @@ def test_the_observation_as_a_picture(setting):
 
 def test_baselines(setting):
     problem, batch = setting
-    found = problem.baselines(batch.obs)
+    found = problem.baselines(batch)
     assert set(found) == {"biharmonic", "harmonic fill"}
     for name, states in found.items():
         (answer,) = states
@@ -103,7 +103,7 @@ def test_deblurring_restores_from_its_state():
         faces, Cache(None), problem.state_dict(), operator=Deblurring(sigma=1.0)
     )
     assert torch.equal(again.operator.kernel, problem.operator.kernel)
-    assert set(problem.baselines(problem.instances(faces.signals("val")).obs)) == {"Wiener filter"}
+    assert set(problem.baselines(problem.instances(faces.signals("val")))) == {"Wiener filter"}
 
 
 def test_refuses_signals_that_are_no_pictures():

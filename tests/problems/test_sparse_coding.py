@@ -69,7 +69,7 @@ def test_zero_at_the_solved_optimum(problem, name):
 def test_gradient_mapping_is_one_step_of_ista(problem):
     batch = make_batch(problem)
     y = random_codes(problem, 20, 1)
-    step = problem.baselines(batch.obs)["ista"]
+    step = problem.baselines(batch)["ista"]
     next(step)
     first = next(step)  # from 0
     zero = torch.zeros_like(y)

@@ -18,7 +18,12 @@ PROBLEM = make_problem(dtype=torch.float32)
 TRAIN, VAL = make_batch(PROBLEM, 60, seed=1), make_batch(PROBLEM, 30, seed=2)
 
 
-def make(constrained=True, dual=None, constraint=None, seed=0, **changes):
+def draw(count, rng):
+    features = PROBLEM.dictionary.shape[0]
+    return PROBLEM.instances(torch.randn(count, features, generator=rng))
+
+
+def make(constrained=True, dual=None, constraint=None, seed=0, draw=None, **changes):
     settings = {
         "epochs": 4,
         "batch_size": 16,
@@ -39,6 +44,7 @@ def make(constrained=True, dual=None, constraint=None, seed=0, **changes):
         train=TRAIN,
         val=VAL,
         seed=seed,
+        draw=draw,
     )
 
 
@@ -258,3 +264,16 @@ def test_any_batch_size(batch_size):
 def test_refuses(setting):
     with pytest.raises(InvalidValue, match=next(iter(setting))):
         make(**setting)
+
+
+def test_fresh_instances_are_drawn_in_each_step():
+    seen = []
+
+    def recorded(count, rng):
+        seen.append(draw(count, rng))
+        return seen[-1]
+
+    list(make(draw=recorded, epochs=2).run())
+    assert [len(batch.obs) for batch in seen] == [16, 16, 16, 12] * 2  # as many as TRAIN has
+    obs = torch.cat([batch.obs for batch in seen])
+    assert len(torch.unique(obs, dim=0)) == 120

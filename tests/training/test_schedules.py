@@ -1,3 +1,4 @@
+import math
 from itertools import pairwise
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 
 from sdunroll.checks import InvalidValue
 from sdunroll.training import half_squared_distance, stages
-from tests.training.test_loop import TRAIN, VAL, make, same
+from tests.training.test_loop import TRAIN, VAL, draw, make, same
 
 
 @pytest.mark.parametrize("schedule", ["joint", "layerwise", "incremental"])
@@ -20,12 +21,26 @@ def test_stages_follow_each_other_and_sum_to_all_epochs(schedule, num_layers, ep
         assert [stage.layer for stage in found] == list(range(1, num_layers + 1))
 
 
+@pytest.mark.parametrize(("num_layers", "epochs"), [(3, 9), (3, 20), (16, 96), (1, 3)])
+@pytest.mark.parametrize("shares_weights", [True, False])
+def test_stagewise_has_three_stages_a_layer(num_layers, epochs, shares_weights):
+    found = stages("stagewise", num_layers=num_layers, epochs=epochs, shares_weights=shares_weights)
+    assert [stage.layer for stage in found] == [1 + place // 3 for place in range(3 * num_layers)]
+    assert [stage.lr_factor for stage in found] == [1.0, 0.2, 0.02] * num_layers
+    assert [stage.alone for stage in found] == [not shares_weights, False, False] * num_layers
+    assert all(stage.epochs >= 1 for stage in found)
+    assert all(one.end == other.first_epoch for one, other in pairwise(found))
+    assert (found[0].first_epoch, found[-1].end) == (0, epochs)
+
+
 def test_fewer_epochs_than_layers_are_refused():
     with pytest.raises(
         InvalidValue, match="at least one a layer, 3, for layerwise training, got 2"
     ):
         make(stages="layerwise", epochs=2)
     assert len(list(make(stages="layerwise", epochs=3).run())) == 3
+    with pytest.raises(InvalidValue, match="at least 3 a layer, 9, for stagewise training, got 8"):
+        make(stages="stagewise", epochs=8)
 
 
 def weights(training):
@@ -67,6 +82,35 @@ def test_incremental_moves_the_layers_so_far(constrained):
     assert moved(snapshots(training)) == expected
 
 
+@pytest.mark.parametrize("constrained", [True, False])
+def test_stagewise_moves_the_new_layer_alone_and_then_all_so_far(constrained):
+    training = make(constrained=constrained, stages="stagewise", epochs=9)
+    expected = [
+        [layer == current if phase == 0 else layer <= current for layer in range(3)]
+        for current in range(3)
+        for phase in range(3)
+    ]
+    assert moved(snapshots(training)) == expected
+
+
+def test_stagewise_scales_the_step():
+    training = make(stages="stagewise", epochs=9, schedule="constant")
+    rates = [epoch.lr for epoch in training.run()]
+    assert rates == pytest.approx([1e-2, 2e-3, 2e-4] * 3)
+
+
+def test_the_best_epoch_of_a_layer_is_kept_from_stage_to_stage():
+    training = make(stages="stagewise", epochs=9, constrained=False)
+    losses, best = [], []
+    for epoch in training.run():
+        losses.append(epoch.val_loss)
+        best.append(epoch.best)
+    for first in (0, 3, 6):
+        layer = losses[first : first + 3]
+        expected = [layer[place] < min(layer[:place], default=math.inf) for place in range(3)]
+        assert best[first : first + 3] == expected
+
+
 def test_the_loss_is_that_of_the_stage_layer():
     """The first epoch's validation loss by hand: layer 1 of 3."""
     training = make(stages="incremental", epochs=3)
@@ -83,8 +127,8 @@ def test_the_loss_is_that_of_the_stage_layer():
 
 def test_every_schedule_takes_as_many_steps():
     counts = []
-    for layers in ("joint", "layerwise", "incremental"):
-        training = make(stages=layers, epochs=6)
+    for layers in ("joint", "layerwise", "incremental", "stagewise"):
+        training = make(stages=layers, epochs=9)
         steps = 0
         step = training.primal_dual.primal_step
 
@@ -96,7 +140,7 @@ def test_every_schedule_takes_as_many_steps():
         training.primal_dual.primal_step = counted
         list(training.run())
         counts.append(steps)
-    assert counts[0] == counts[1] == counts[2] == 6 * -(-len(TRAIN.obs) // 16)
+    assert counts == [9 * -(-len(TRAIN.obs) // 16)] * 4
 
 
 def test_the_step_decays_in_each_stage():
@@ -116,14 +160,16 @@ def test_the_best_epoch_is_one_of_the_last_stage():
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])
-@pytest.mark.parametrize("layers", ["layerwise", "incremental"])
-def test_resuming_within_and_between_stages_is_exact(layers, stop, tmp_path):
-    whole = make(stages=layers, epochs=6)
+@pytest.mark.parametrize("draw", [None, draw])
+@pytest.mark.parametrize("layers", ["layerwise", "incremental", "stagewise"])
+def test_resuming_within_and_between_stages_is_exact(layers, draw, stop, tmp_path):
+    settings = {"stages": layers, "epochs": 9, "draw": draw}
+    whole = make(**settings)
     list(whole.run())
-    first = make(stages=layers, epochs=6, stop_after=stop)
+    first = make(stop_after=stop, **settings)
     list(first.run())
     torch.save(first.state_dict(), tmp_path / "state.pt")
-    second = make(stages=layers, epochs=6)
+    second = make(**settings)
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     list(second.run())
     assert same(whole.state_dict(), second.state_dict())
