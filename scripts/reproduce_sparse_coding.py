@@ -33,8 +33,15 @@ PERTURBATIONS = {
 }
 
 
+NOISES = {name: PERTURBATIONS[name] for name in ("layer_noise", "input_noise")}
+
+
 def study(name: str, *overrides: str) -> Study:
     return Study(name, overrides, PERTURBATIONS)
+
+
+def variant(name: str, *overrides: str) -> Study:
+    return Study(name, overrides, NOISES)
 
 
 def methods(constrained: list[str], standard: list[str]) -> list[Study]:
@@ -57,21 +64,23 @@ def with_samples(count: int) -> Study:
     """As many steps with less data; the figures of interest are the evaluation's."""
     epochs = 80 * 8000 // count
     return Study(
-        f"samples_{count}", [*GRADIENT, f"data.num_train={count}", f"training.epochs={epochs}"]
+        f"samples_{count}",
+        [*GRADIENT, f"data.num_train={count}", f"training.epochs={epochs}"],
+        seeds=[0],
     )
 
 
 PARTS = {
     "methods": methods(CONSTRAINED, STANDARD),
     "settings": [
-        study("eps_0.05", *CONSTRAINED, "constraint.epsilon=0.05"),
-        study("eps_0.15", *CONSTRAINED, "constraint.epsilon=0.15"),
-        study("lr_3e-4", *CONSTRAINED, "training.lr=3e-4"),
-        study("lr_3e-3", *CONSTRAINED, "training.lr=3e-3"),
+        variant("eps_0.05", *CONSTRAINED, "constraint.epsilon=0.05"),
+        variant("eps_0.15", *CONSTRAINED, "constraint.epsilon=0.15"),
+        variant("lr_3e-4", *CONSTRAINED, "training.lr=3e-4"),
+        variant("lr_3e-3", *CONSTRAINED, "training.lr=3e-3"),
     ],
     "long": [
-        study("long_constrained", *CONSTRAINED, *LONG),
-        study("long_standard", *STANDARD, *LONG),
+        variant("long_constrained", *CONSTRAINED, *LONG),
+        variant("long_standard", *STANDARD, *LONG),
     ],
     "samples": [with_samples(count) for count in (500, 1000, 2000, 4000)],
     "paper_methods": methods(

@@ -15,7 +15,7 @@ from sdunroll.data import Batch
 from sdunroll.randomness import generator
 from sdunroll.report import figures, tables
 
-BASELINE_LIMIT = 2000  # iterations after which a classical solver is given up
+BASELINE_LIMIT = 1000  # iterations after which a classical solver is given up
 BASELINE_SAMPLES = 2000  # test instances that it is run on, at most
 SHOWN = 6  # signals in the picture of reconstructions
 

@@ -75,8 +75,8 @@ def test_report(runs, sdunroll):
         "constrained=false",
         "ISTA, 3 iterations",
         "FISTA, 3 iterations",
-        "ISTA, 2,000 iterations",
-        "FISTA, 2,000 iterations",
+        "ISTA, 1,000 iterations",
+        "FISTA, 1,000 iterations",
     }
     distances = [read(runs / name / "summary.json")["final_distance"] for name in ("c0", "c1")]
     row = rows["constrained"]
