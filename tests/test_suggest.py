@@ -21,7 +21,8 @@ def test_choices_of_the_users_own_configs_are_known(tmp_path):
     error = ValueError("Could not find 'network/step_size'\n\nAvailable options ...")
     arguments = ["--config-dir", str(tmp_path), "network=step_size"]
     text = explain(error, cli.config_folder(), "train", arguments)
-    assert "glow_prox, lista, prox_cnn, step_sizes" in text
+    assert ", lista, " in text
+    assert "step_sizes" in text.split("got")[0]
     assert "did you mean network=step_sizes?" in text
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import statistics
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,9 +14,22 @@ from sdunroll.runs import Run
 from tests.conftest import TINY, TINY_OF
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Where the runs of this module are kept once they are made."""
+    return tmp_path_factory.mktemp("made") / "runs"
+
+
 @pytest.fixture
-def runs(sdunroll):
+def runs(sdunroll, made):
     """Two seeds constrained and one standard, evaluated and perturbed, and one that left off."""
+    if not made.exists():
+        _make(sdunroll)
+        shutil.copytree("runs", made)
+    return Path(shutil.copytree(made, "runs", dirs_exist_ok=True))
+
+
+def _make(sdunroll):
     for name, overrides in {
         "c0": ["seed=0"],
         "c1": ["seed=1"],
@@ -27,7 +41,6 @@ def runs(sdunroll):
     for name in ("c0", "c1", "s0"):
         assert sdunroll("eval", f"run=runs/{name}").status == 0
         assert sdunroll("perturb", f"run=runs/{name}", "levels=[0,1]").status == 0
-    return Path("runs")
 
 
 def read(path):
