@@ -1,6 +1,6 @@
 """What a run withstands: kills, signals, full disks, damage, a second process.
 
-    python scripts/withstand.py            some 200 kills and as many other faults, in minutes
+    python scripts/withstand.py            some 200 kills and half as many other faults
     python scripts/withstand.py --quick    a few kills of a training, in seconds
 
 Each trial has a folder of its own and one fault, at the k-th operation on a file (see ``faults.py``)
