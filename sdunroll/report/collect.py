@@ -231,7 +231,9 @@ def blocks(methods: Sequence[Method]) -> list[tuple[str, list[Method]]]:
     groups: dict[str, list[Method]] = {}
     for method in methods:
         config = method.records[0].config
-        what = [config.get(name) for name in ("problem", "data", "operator")]
+        # how many instances a network was trained on makes no other test split
+        data = {name: value for name, value in config["data"].items() if name != "num_train"}
+        what = [config.get("problem"), data, config.get("operator")]
         groups.setdefault(json.dumps(what, sort_keys=True), []).append(method)
     titles = [_title(group[0].records[0].config) for group in groups.values()]
     return [
