@@ -202,7 +202,7 @@ def main() -> None:
     suite.run()
     found = {
         name: {seed: figures(folder) for seed, folder in runs.items()}
-        for name, runs in suite.finished().items()
+        for name, runs in suite.finished([*PARTS]).items()
     }
     for part in PARTS:
         if not any(name.startswith(f"{part}_") for name in found):

@@ -61,7 +61,8 @@ def methods(constrained: list[str], standard: list[str]) -> list[Study]:
 
 
 def with_samples(count: int) -> Study:
-    """As many steps with less data; the figures of interest are the evaluation's."""
+    """As many steps with less data, from which the dictionary is learned, too; the figures of interest
+    are the evaluation's."""
     epochs = 80 * 8000 // count
     return Study(
         f"samples_{count}",
@@ -106,13 +107,14 @@ def figures(folder: Path) -> dict[str, Any]:
     levels = {
         f"{perturbation}_{row['level']:g}": row["final_distance"]
         for perturbation in PERTURBATIONS
+        if (folder / f"perturb/{perturbation}.json").exists()
         for row in read(folder, f"perturb/{perturbation}.json")["levels"]
     }
     return {
         **origin(folder),
         "feasible": summary["feasible"],
-        "worst_slack": max(summary["slack"]),
-        "violated_layers": sum(slack > 0 for slack in summary["slack"]),
+        "worst_slack": max(summary["slack"][metrics["first_layer"] - 1 :]),
+        "violated_layers": sum(s > 0 for s in summary["slack"][metrics["first_layer"] - 1 :]),
         "final_distance": summary["final_distance"],
         "distances": [row["distance"]["mean"] for row in metrics["layers"]],
         "fista_iterations": metrics["baselines"]["fista"]["iterations_to_final_distance"],
@@ -152,7 +154,8 @@ def table(found: Found) -> str:
             ]
             bracket = "" if "standard" in name or not ratios else f" ({max(ratios):.2f})"
             cells.append(f"{mean(row[column] for row in rows):.2f}{bracket}")
-        cells.append(f"{mean(row['fista_iterations'] for row in rows):.0f}")
+        counts = [row["fista_iterations"] for row in rows if row["fista_iterations"] is not None]
+        cells.append(f"{mean(counts):.0f}" if counts else "-")
         lines.append(cells)
     return markdown(lines)
 

@@ -82,7 +82,7 @@ class Job:
         if all((self.folder / name).exists() for name in wanted):
             return "done"
         try:
-            with FileLock(self.beside("lock"), blocking=False):
+            with FileLock(self.beside("lock"), timeout=0):
                 pass
         except Timeout:
             return "running"
@@ -215,7 +215,7 @@ def call(arguments: list[str], threads: int) -> None:
 def _make(job: Job, threads: int) -> bool:
     """Train, perturb and evaluate a run as far as that is not done; whether it is done now."""
     try:
-        with FileLock(job.beside("lock"), blocking=False):
+        with FileLock(job.beside("lock"), timeout=2):  # --status may hold it for a moment
             job.beside("failed").unlink(missing_ok=True)
             _call_missing(job, threads)
     except Timeout:

@@ -71,8 +71,10 @@ def ascend(
         for step in range(steps + 1):
             value, gradient = loss(delta)
             higher = value > highest
-            worst[higher], highest = delta[higher], torch.maximum(value, highest)
+            worst[higher], highest = delta[higher], torch.where(higher, value, highest)
             if step < steps:
+                # not finite where the atoms of y* are dependent: that instance stays where it is
+                gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
                 move = 2 * (1 - step / steps) * sizes * steepest(gradient, norm)
                 delta = project(delta + move, radius, norm)
     return worst

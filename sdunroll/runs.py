@@ -192,9 +192,10 @@ class Run:
         try:
             with path.open("a", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file, lineterminator="\n")
+                checked = self.format != UNCHECKED  # or the columns there already have none
                 if new:
-                    writer.writerow([*row, "check"])
-                writer.writerow([*cells, self._row_check(cells)])
+                    writer.writerow([*row, *["check"] * checked])
+                writer.writerow([*cells, *[self._row_check(cells)] * checked])
         except OSError as error:
             raise WriteError(path, error) from error
 

@@ -97,9 +97,11 @@ class InverseImaging(Problem):
     def baselines(self, batch: Batch) -> dict[str, Iterator[Tensor]]:
         """The classical peer of the operator; for inpainting also the harmonic fill."""
         obs = batch.obs
-        found = {self.operator.peer_name: iter([self._peer(obs)])}
+        found: dict[str, Iterator[Tensor]] = {  # computed when asked for
+            self.operator.peer_name: (self._peer(obs) for _ in range(1))
+        }
         if self.operator.known(obs) is not None:
-            found["harmonic fill"] = iter([self.operator.fill(obs)])
+            found["harmonic fill"] = (self.operator.fill(obs) for _ in range(1))
         return found
 
     def _peer(self, obs: Tensor) -> Tensor:

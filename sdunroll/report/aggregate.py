@@ -125,7 +125,6 @@ FIGURES = (
 
 def _overview(methods: Sequence[Method]) -> Table:
     """The methods and, below them, the classical solvers on the same instances."""
-    depth = _depth(methods)
     solvers = _solvers(methods)
     nothing: list[Cell | None] = [None] * len(solvers)
     seeds: list[Cell | None] = [Cell(len(method.records), None, 1) for method in methods]
@@ -140,7 +139,7 @@ def _overview(methods: Sequence[Method]) -> Table:
     for name, title, digits, better in FIGURES:
         if pictures and name in ("objective_gap", "gradient_norm"):
             continue  # of each layer's own objective, so not to be compared
-        path: tuple[str | int, ...] = ("metrics", "layers", depth, name)
+        path: tuple[str | int, ...] = ("metrics", "layers", -1, name)
         if name == "distance":  # known without an evaluation
             path = ("summary", "final_distance")
         cells = [Cell.of(method.values(*path)) for method in methods]
@@ -223,13 +222,12 @@ def _levels(methods: Sequence[Method], perturbation: str) -> Table:
 
 def _theory(methods: Sequence[Method]) -> Table:
     """The paper's bound at the last layer beside what was measured."""
-    depth = _depth(methods)
     wanted: list[tuple[str, tuple[str | int, ...], int, str | None]] = [
         ("zeta", ("metrics", "theory", "zeta"), 3, None),
         ("M", ("metrics", "theory", "largest_norm"), 1, None),
         ("slack on the training split", ("metrics", "theory", "train_slack"), 3, None),
-        ("gradient norm", ("metrics", "theory", "measured", depth), 3, "low"),
-        ("its bound", ("metrics", "theory", "bound", depth), 3, None),
+        ("gradient norm", ("metrics", "theory", "measured", -1), 3, "low"),
+        ("its bound", ("metrics", "theory", "bound", -1), 3, None),
         ("bound of the limit", ("metrics", "theory", "limit"), 2, None),
     ]
     columns = _columns(methods, wanted)

@@ -189,7 +189,7 @@ def _read(folder: Path) -> Record | None:
             )
         if metrics is None:
             notes.append(f"not evaluated: call sdunroll eval run={folder}")
-        metrics = None if "eval" in stale else metrics
+        metrics, cost = (None, None) if "eval" in stale else (metrics, cost)
         perturbations = {name: got for name, got in perturbations.items() if name not in stale}
     config = OmegaConf.to_container(run.config)
     assert isinstance(config, dict)
@@ -231,9 +231,7 @@ def blocks(methods: Sequence[Method]) -> list[tuple[str, list[Method]]]:
     groups: dict[str, list[Method]] = {}
     for method in methods:
         config = method.records[0].config
-        # how many instances a network was trained on makes no other test split
-        data = {name: value for name, value in config["data"].items() if name != "num_train"}
-        what = [config.get("problem"), data, config.get("operator")]
+        what = [config.get(name) for name in ("problem", "data", "operator")]
         groups.setdefault(json.dumps(what, sort_keys=True), []).append(method)
     titles = [_title(group[0].records[0].config) for group in groups.values()]
     return [

@@ -125,7 +125,7 @@ class Training:
             self._next_stage()
         loss, moments, lr = self._train_epoch()
         slack = self.constraint.slack_of(moments, margin=self.constraint.margin)
-        val_loss, val_distance, val_slack, uncertainty = self._validate()
+        val_loss, val_distance, val_slack, with_margin, uncertainty = self._validate()
         if not (math.isfinite(val_loss) and val_slack.isfinite().all()):
             raise NotFinite(self._stopped("the validation loss or slack is not finite"))
         if self.primal_dual.dual.every == "epoch":
@@ -133,7 +133,7 @@ class Training:
         self.epochs_done += 1
         slacks = val_slack.tolist()
         worst_row = max(self.demanded, key=slacks.__getitem__)
-        key = (self._rank(val_slack, uncertainty), val_loss)
+        key = (self._rank(with_margin, val_slack + uncertainty, val_slack), val_loss)
         best = self.best is None or key < self.best
         if best:
             self.best, self.best_epoch = key, self.epochs_done
@@ -154,12 +154,15 @@ class Training:
             seconds=time.perf_counter() - began,
         )
 
-    def _rank(self, slack: Tensor, uncertainty: Tensor) -> int:
+    def _rank(self, *slacks: Tensor) -> int:
         """How surely the constraints hold, by the validation split: 0 with the margin, 1 at 95 %
-        confidence, 2 by the mean alone, 3 not; what holds by more here holds on other data as well."""
-        slack, uncertainty = slack[self.constrained], uncertainty[self.constrained]
-        tests = (slack + self.constraint.margin, slack + uncertainty, slack)
-        return next((rank for rank, test in enumerate(tests) if (test <= 0).all()), len(tests))
+        confidence, 2 by the mean alone, 3 not; what holds by more here holds on other data as well.
+
+        Args:
+            slacks: (R,) each, in that order.
+        """
+        tests = (slack[self.constrained] for slack in slacks)
+        return next((rank for rank, test in enumerate(tests) if (test <= 0).all()), len(slacks))
 
     def _prepare(self) -> None:
         """Let the network start from the first instances of the training split."""
@@ -270,9 +273,10 @@ class Training:
         )
 
     @torch.no_grad()
-    def _validate(self) -> tuple[float, float, Tensor, Tensor]:
-        """Mean loss and mean distance at the stage's layer, slack (R,) and half the width of its 95 %
-        interval (R,) on the validation split, always from the same y_0, without noise."""
+    def _validate(self) -> tuple[float, float, Tensor, Tensor, Tensor]:
+        """Mean loss and mean distance at the stage's layer, slack without and with margin (R,) and half
+        the width of its 95 % interval (R,) on the validation split, always from the same y_0, without
+        noise."""
         rng = generator(self.seed, "validation", self.val.obs.device)
         finals, measured = [], []
         for batch in self.val.chunks():
@@ -281,9 +285,17 @@ class Training:
             pairs = self.constraint.pairs(*self.constraint.measures(self.problem, path, batch))
             measured.append(self._all_layers(pairs, len(path.outputs)))
         final, pairs = torch.cat(finals), torch.cat(measured, 2)  # (N,), (2, R, N)
-        slack = self.constraint.slack_of(pairs.mean(-1))
+        means = pairs.mean(-1)
+        slack = self.constraint.slack_of(means)
+        with_margin = self.constraint.slack_of(means, margin=self.constraint.margin)
         uncertainty = NORMAL_97_5 * self.constraint.standard_error(pairs)
-        return float(final.square().mean() / 2), float(final.mean()), slack, uncertainty
+        return (
+            float(final.square().mean() / 2),
+            float(final.mean()),
+            slack,
+            with_margin,
+            uncertainty,
+        )
 
     def state_dict(self) -> dict:
         """All that the next epoch depends on; going on from it gives bit for bit the same."""

@@ -1,5 +1,6 @@
 """What is damaged, swapped, gone or in use is noticed and named."""
 
+import json
 import shutil
 import signal
 import zipfile
@@ -133,6 +134,22 @@ def test_a_run_directory_of_the_format_before_is_read(sdunroll, run):
     ):
         outcome = sdunroll(*arguments)
         assert outcome.status == 0, outcome.err
+
+
+def test_a_history_of_the_format_before_grows_in_its_own_columns(run):
+    """A resumed run of format 1 keeps its rows: they have no checksums."""
+    history = run / "history.csv"
+    header, *lines = history.read_text().splitlines()
+    bare = [line.rpartition(",")[0] for line in (header, *lines)]
+    history.write_text("\n".join(bare) + "\n")
+    provenance = json.loads((run / "provenance.json").read_text())
+    del provenance["check"]
+    (run / "provenance.json").write_text(json.dumps(provenance | {"format": 1}))
+    old = Run(run)
+    before = old.history()
+    assert len(before) == len(lines)
+    old.append_history(before[-1] | {"epoch": 99})
+    assert [row["epoch"] for row in old.history()] == [*(row["epoch"] for row in before), 99]
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])

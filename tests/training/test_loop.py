@@ -164,7 +164,7 @@ def test_the_best_epoch_is_a_feasible_one_first(monkeypatch):
 
     def validate():
         loss, slack = next(outcomes)
-        return loss, loss, slack, torch.zeros(3)
+        return loss, loss, slack, slack, torch.zeros(3)
 
     monkeypatch.setattr(training, "_validate", validate)
     assert [epoch.best for epoch in training.run()] == [True, True, True, True, False]
@@ -178,7 +178,8 @@ def test_the_surer_an_epoch_is_feasible_the_earlier_it_goes(monkeypatch):
 
     def validate():
         loss, slack, uncertainty = next(outcomes)
-        return loss, loss, torch.full((3,), slack), torch.full((3,), uncertainty)
+        full = torch.full((3,), slack)
+        return loss, loss, full, full + 0.1, torch.full((3,), uncertainty)
 
     monkeypatch.setattr(training, "_validate", validate)
     epochs = list(training.run())
@@ -192,15 +193,25 @@ def test_validation_returns_half_the_width_of_the_95_percent_interval():
     path = training.network(VAL.obs, generator=generator(0, "any"))
     pairs = torch.stack(training.constraint.measures(PROBLEM, path, VAL))
     expected = 1.96 * training.constraint.standard_error(pairs)
-    torch.testing.assert_close(training._validate()[3], expected)
+    torch.testing.assert_close(training._validate()[4], expected)
+
+
+@pytest.mark.parametrize("form", ["ratio", "difference"])
+def test_feasible_with_the_margin_means_more_than_the_demanded_descent(form):
+    """Whatever the unit: of the difference form, the margin counts in that of the measure."""
+    training = make(constraint=Distance(epsilon=0.3, margin=0.1, form=form))
+    other = Distance(epsilon=0.4, margin=0.0, form=form)
+    training.network.start = "zero"
+    path = training.network(VAL.obs, generator=generator(0, "any"))
+    _, _, slack, with_margin, _ = training._validate()
+    torch.testing.assert_close(with_margin, other.slack(PROBLEM, path, VAL))
+    assert (with_margin > slack).all()
 
 
 def test_patience(monkeypatch):
     training = make(epochs=50, patience=3)
     losses = iter([3.0, 1.0, 2.0, 2.0, 2.0])
-    monkeypatch.setattr(
-        training, "_validate", lambda: (next(losses), 0.0, torch.zeros(3), torch.zeros(3))
-    )
+    monkeypatch.setattr(training, "_validate", lambda: (next(losses), 0.0, *torch.zeros(3, 3)))
     assert len(list(training.run())) == 5
     assert training.finished()
 
@@ -226,9 +237,7 @@ def test_stops_before_the_update_and_names_the_layer():
 
 def test_a_validation_that_is_not_finite_is_no_epoch(monkeypatch):
     training = make()
-    monkeypatch.setattr(
-        training, "_validate", lambda: (math.nan, 0.0, torch.zeros(3), torch.zeros(3))
-    )
+    monkeypatch.setattr(training, "_validate", lambda: (math.nan, 0.0, *torch.zeros(3, 3)))
     with pytest.raises(NotFinite, match=r"epoch 1: the validation loss or slack is not finite"):
         next(training.run())
     assert training.epochs_done == 0

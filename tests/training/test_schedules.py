@@ -117,7 +117,7 @@ def test_the_loss_is_that_of_the_stage_layer():
     epoch = next(training.run())
     rng = torch.Generator().manual_seed(0)
     training.network.start = "zero"
-    epoch_loss, distance, _, _ = training._validate()
+    epoch_loss, distance, *_ = training._validate()
     path = training.network(VAL.obs, generator=rng)
     expected = half_squared_distance(path.states[1], VAL.target).mean()
     assert epoch_loss == pytest.approx(expected.item(), rel=1e-5)
