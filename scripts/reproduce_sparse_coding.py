@@ -147,7 +147,7 @@ def table(found: Found) -> str:
         cells = [name.replace("_", " "), str(len(rows))]
         cells += [f"{sum(row['feasible'] for row in rows)} of {len(rows)}"]
         cells += [f"{max(row['worst_slack'] for row in rows):+.3f}"]
-        cells += [f"{mean(row['violated_layers'] for row in rows):g}"]
+        cells += [f"{mean(row['violated_layers'] for row in rows):.3g}"]
         for column in COLUMNS:
             ratios = [
                 row[column] / peers[seed][column] for seed, row in runs.items() if seed in peers

@@ -254,11 +254,13 @@ def _theory(methods: Sequence[Method]) -> Table:
 def _cost(methods: Sequence[Method]) -> Table:
     wanted: list[tuple[str, tuple[str | int, ...], int, str | None]] = [
         ("training (s)", ("provenance", "wall_seconds"), 0, "low"),
-        ("peak memory (bytes)", ("provenance", "peak_memory_bytes"), 0, "low"),
         ("epochs", ("summary", "epochs"), 0, None),
         ("best epoch", ("summary", "best_epoch"), 0, None),
     ]
     columns = _columns(methods, wanted)
+    peaks = [method.values("provenance", "peak_memory_bytes") for method in methods]
+    cells = [Cell.of([value / 2**20 for value in values]) for values in peaks]
+    columns.insert(1, Column("peak memory (MiB)", cells, 0, "low"))
     columns += _inference(methods)
     caption = (
         "What training cost, data preparation included, and inference, on the machines of the "
@@ -277,7 +279,7 @@ def _inference(methods: Sequence[Method]) -> list[Column]:
     return [
         Column(title, [Cell.of(rows.get(place, [])) for place in range(len(methods))], 2,
                "low" if "(ms)" in title else "high")
-        for title, rows in found.items()
+        for title, rows in sorted(found.items())
     ]  # fmt: skip
 
 
