@@ -19,6 +19,14 @@ def test_the_tables_of_results_are_those_that_the_scripts_wrote(name):
     assert all(table in README for table in tables)
 
 
+@pytest.mark.parametrize("name", ["methods", "theory"])
+def test_the_tables_of_the_report_are_those_that_it_wrote(name):
+    path = ROOT / "outputs" / "reference" / "sparse_coding" / "tables" / f"{name}.md"
+    table = [line for line in path.read_text().splitlines() if line.startswith("|")]
+    assert len(table) > 10
+    assert "\n".join(table) in README
+
+
 def test_every_picture_is_there():
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", README)
     assert len(pictures) >= 3
