@@ -227,7 +227,14 @@ def main() -> None:
     }
     suite.write("lista", found, table(found))
     if len(counts) > 1:
-        suite.write("samples", {}, samples_table(counts))
+        theories = {
+            name: {
+                seed: {**origin(folder), "theory": read(folder, "eval/metrics.json")["theory"]}
+                for seed, folder in runs.items()
+            }
+            for name, runs in counts.items()
+        }
+        suite.write("samples", theories, samples_table(counts))
     if {"constrained", "standard"} <= set(found):
         picture(found, suite.results / "lista.png")
 
