@@ -1,5 +1,6 @@
 """Undisturbed commands, and what must hold after a fault: for ``withstand.py``."""
 
+import json
 import shutil
 import tempfile
 import time
@@ -23,6 +24,7 @@ EVAL = ["eval", "run=run", "threads=1"]
 REPORT = ["report", "runs=run", "hydra.run.dir=report"]
 OWN = ("seconds", "check")  # what differs between two trainings of the same
 LEFT_OVER = (".tmp", ".lock")
+SECONDS = "cost.json"
 
 
 class Stand:
@@ -103,12 +105,19 @@ def same(one: object, two: object) -> bool:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files of a folder, but for logs, locks and what killed writers left."""
+    """The files of a folder, but for logs, locks and what killed writers left; of a file of seconds, which
+    are never twice the same, only that it is whole."""
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(path.relative_to(folder)): _whole(path) if path.name == SECONDS else path.read_bytes()
         for path in folder.rglob("*")
         if path.is_file() and not path.name.endswith((".log", *LEFT_OVER))
     }
+
+
+def _whole(path: Path) -> bytes:
+    stamped = json.loads(path.read_text(encoding="utf-8"))
+    assert {"threads", "rows", "check"} == set(stamped), f"{path} is not whole"
+    return b"whole"
 
 
 def not_whole(folder: Path) -> str | None:
