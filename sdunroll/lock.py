@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,8 +49,7 @@ def _claim(path: Path) -> TextIO:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             with file:
-                file.seek(0)
-                owner = file.read().strip() or "another process"
+                owner = _owner(file)
             raise Busy(
                 f"{path.parent}: in use by {owner}; wait for it or end it, or take another directory"
             ) from None
@@ -62,6 +62,16 @@ def _claim(path: Path) -> TextIO:
             file.flush()
             return file
         file.close()  # its owner has removed it since it was opened
+
+
+def _owner(file: TextIO) -> str:
+    """Who holds the lock; one that has it for a moment only has yet to write it down."""
+    for _ in range(20):
+        file.seek(0)
+        if owner := file.read().strip():
+            return owner
+        time.sleep(0.05)
+    return "another process"
 
 
 def _is_still(path: Path, file: TextIO) -> bool:

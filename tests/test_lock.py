@@ -1,7 +1,9 @@
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -83,3 +85,14 @@ def test_a_lock_file_that_was_removed_is_not_the_lock(tmp_path):
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(WriteError, match="could not be written"), held(tmp_path / "no" / "lock"):
         pass
+
+
+def test_an_owner_that_is_about_to_say_who_it_is_is_waited_for(tmp_path):
+    path = tmp_path / "run.lock"
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        writer = threading.Timer(0.2, lambda: (file.write("process 7"), file.flush()))
+        writer.start()
+        with pytest.raises(Busy, match="in use by process 7"), held(path):
+            pass
+        writer.join()
