@@ -57,9 +57,8 @@ class Experiment:
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
         """New instances, on the device."""
-        return self.reference.instances(self.source.draw(count, generator), keep=False).to(
-            self.device
-        )
+        signals = self.source.draw(count, generator)
+        return self.reference.instances(signals, keep=False).to(self.device)
 
 
 def _check_finite(values: torch.Tensor, what: str) -> None:
