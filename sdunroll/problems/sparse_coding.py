@@ -25,15 +25,19 @@ class SparseCoding(Problem):
     Args:
         dictionary: D, (m, n).
         alpha: weight of the l1 norm, > 0.
+        solver: of the optimum: "admm" or "fista".
         cache: where optima are kept.
     """
 
     dictionary: Tensor
     alpha: Tensor
 
-    def __init__(self, dictionary: Tensor, *, alpha: float, cache: Cache | None = None) -> None:
+    def __init__(
+        self, dictionary: Tensor, *, alpha: float, solver: str = "admm", cache: Cache | None = None
+    ) -> None:
         super().__init__()
         value = checks.number("alpha", alpha, above=0)
+        self.solver = checks.choice("solver", solver, solvers.SOLVERS)
         self.register_buffer("dictionary", dictionary)
         self.register_buffer("alpha", torch.tensor(value, dtype=torch.float64))
         self.lipschitz = solvers.lipschitz(dictionary)
@@ -46,7 +50,7 @@ class SparseCoding(Problem):
         obs = signals.flatten(1)  # (B, m)
         if keep:
             return Batch(obs, self.optimum(obs.detach()))
-        codes = solvers.solve_lasso(self.dictionary, obs.detach(), float(self.alpha)).codes
+        codes = self._solve(obs.detach()).codes
         if not obs.requires_grad:
             return Batch(obs, codes)
         # on its support y* is linear in x: the same value again, with its graph
@@ -97,12 +101,16 @@ class SparseCoding(Problem):
             "dictionary": digest(self.dictionary),
             "obs": digest(obs),
             "alpha": float(self.alpha),
+            "solver": self.solver,
         }
-        found = self.cache.tensors(key, lambda: self._solve(obs))
+        found = self.cache.tensors(key, lambda: self._certified(obs))
         return found["codes"].to(obs.device)
 
-    def _solve(self, obs: Tensor) -> dict[str, Tensor]:
-        solution = solvers.solve_lasso(self.dictionary, obs, float(self.alpha))
+    def _solve(self, obs: Tensor) -> solvers.LassoSolution:
+        return solvers.solve_lasso(self.dictionary, obs, float(self.alpha), solver=self.solver)
+
+    def _certified(self, obs: Tensor) -> dict[str, Tensor]:
+        solution = self._solve(obs)
         log.info(
             "optima: %d problems, worst relative duality gap %.1e, %.0f iterations on average",
             len(obs),
@@ -137,6 +145,7 @@ def sparse_coding(
     alpha: float,
     overcompleteness: float,
     learner: Callable[[Tensor, int], Tensor],
+    solver: str = "admm",
 ) -> SparseCoding:
     """Sparse coding over the source's own dictionary, or over one learned from its training signals.
 
@@ -145,6 +154,7 @@ def sparse_coding(
         overcompleteness: n / m of a learned dictionary; n is rounded down.
         learner: ``(signals (N, m), n) -> dictionary (m, n)``, such as
             :class:`sdunroll.solvers.DictionaryLearning`.
+        solver: of the optimum: "admm" or "fista".
     """
     checks.number("overcompleteness", overcompleteness, above=0)
     if state is not None:
@@ -166,4 +176,4 @@ def sparse_coding(
             dictionary = found["dictionary"]
         else:  # nothing is known of what decides another learner's result
             dictionary = learner(signals, num_atoms)
-    return SparseCoding(dictionary, alpha=alpha, cache=cache)
+    return SparseCoding(dictionary, alpha=alpha, solver=solver, cache=cache)

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from sdunroll.checks import UserError
-from sdunroll.solvers.proximal import soft_threshold
+from sdunroll.solvers.proximal import lipschitz, soft_threshold
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}
-CHECK_EVERY = 20  # iterations between certificates; one costs about as much as five iterations
 CHUNK = 1024  # problems solved at once, to bound the memory
 RELAXATION = 1.6  # over-relaxation, between 1.5 and 1.8 by section 3.4.3 of Boyd et al.
 SUPPORT_ENTRIES = (
@@ -38,7 +37,7 @@ class LassoSolution:
     Attributes:
         codes: y, (B, n).
         gap: relative duality gap (P(y) - Q(u)) / P(y), in float64, (B,).
-        iterations: ADMM iterations spent on each problem, (B,).
+        iterations: iterations spent on each problem, (B,).
     """
 
     codes: Tensor
@@ -73,6 +72,8 @@ class Admm:
         dictionary: D, (m, n). obs: x, (B, m). alpha: weight of the l1 norm.
     """
 
+    check_every = 20  # iterations between certificates; one costs about as much as five iterations
+
     def __init__(self, dictionary: Tensor, obs: Tensor, alpha: float) -> None:
         self.alpha = alpha
         self.gram = dictionary.T @ dictionary  # (n, n)
@@ -95,6 +96,55 @@ class Admm:
     def keep(self, rows: Tensor) -> None:
         """Go on with these problems alone; ``rows`` is a mask (B,)."""
         self.drive, self.z, self.u = (value[rows] for value in (self.drive, self.z, self.u))
+
+
+class RestartedFista:
+    r"""FISTA with adaptive restart for the LASSO, batched, one :meth:`step` at a time.
+
+        z' <- soft(p - (D^T D p - D^T x) / Lip, alpha / Lip)
+        t <- 1 where <p - z', z' - z> > 0: there the momentum points uphill
+        t' <- (1 + sqrt(1 + 4 t^2)) / 2,  p <- z' + (t - 1) / t' (z' - z)
+
+    Each problem restarts by itself. Reference: O'Donoghue & Candes, "Adaptive Restart for Accelerated
+    Gradient Schemes", https://arxiv.org/abs/1204.3982, the gradient scheme.
+
+    Args:
+        dictionary: D, (m, n). obs: x, (B, m). alpha: weight of the l1 norm.
+    """
+
+    check_every = 100  # iterations between certificates; it takes some twenty times those of ADMM
+
+    def __init__(self, dictionary: Tensor, obs: Tensor, alpha: float) -> None:
+        constant = lipschitz(dictionary)
+        step = 1 / constant if constant > 0 else 1.0
+        self.threshold = step * alpha
+        self.gram = dictionary.T @ dictionary  # (n, n)
+        self.drive = obs @ dictionary  # (B, n) D^T x
+        self.step_length = step
+        self.z = torch.zeros_like(self.drive)  # (B, n)
+        self.point = torch.zeros_like(self.drive)  # (B, n) where the gradient is taken
+        self.t = torch.ones_like(self.drive[:, :1])  # (B, 1)
+
+    def step(self) -> Tensor:
+        """One iteration; returns the new z, (B, n)."""
+        gradient = self.point @ self.gram - self.drive
+        z = soft_threshold(self.point - self.step_length * gradient, self.threshold)
+        move = z - self.z
+        uphill = ((self.point - z) * move).sum(1, keepdim=True) > 0
+        t = torch.where(uphill, 1.0, self.t)
+        self.t = (1 + (1 + 4 * t.square()).sqrt()) / 2
+        self.point = z + (t - 1) / self.t * move
+        self.z = z
+        return z
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these problems alone; ``rows`` is a mask (B,)."""
+        self.drive, self.z, self.point, self.t = (
+            value[rows] for value in (self.drive, self.z, self.point, self.t)
+        )
+
+
+SOLVERS: dict[str, type[Admm] | type[RestartedFista]] = {"admm": Admm, "fista": RestartedFista}
 
 
 def polish(codes: Tensor, gram: Tensor, drive: Tensor, alpha: float) -> Tensor:
@@ -134,24 +184,26 @@ def solve_lasso(
     obs: Tensor,
     alpha: float,
     *,
+    solver: str = "admm",
     tolerance: float | None = None,
     max_iterations: int = 20_000,
 ) -> LassoSolution:
     """Minimise P for every row of ``obs`` until its relative duality gap is at most ``tolerance``.
 
-    ADMM in float64 finds the support, :func:`polish` the values on it; a problem leaves the batch
-    once the codes, rounded to the dtype of ``obs``, are certified.
+    The solver, in float64, finds the support, :func:`polish` the values on it; a problem leaves the
+    batch once the codes, rounded to the dtype of ``obs``, are certified.
 
     Args:
         dictionary: D, (m, n). obs: x, (B, m).
         alpha: weight of the l1 norm.
+        solver: "admm", or "fista", with restart: another way to the same codes.
         tolerance: default 1e-6 in float64 and 1e-5 in float32.
 
     Errors: :class:`NotConverged` if some gap is still larger after ``max_iterations``.
     """
     tolerance = TOLERANCE[obs.dtype] if tolerance is None else tolerance
     parts = [
-        _solve_chunk(dictionary.double(), chunk, alpha, tolerance, max_iterations)
+        _solve_chunk(dictionary.double(), chunk, alpha, SOLVERS[solver], tolerance, max_iterations)
         for chunk in obs.split(CHUNK)
     ]
     return LassoSolution(
@@ -163,14 +215,19 @@ def solve_lasso(
 
 @torch.no_grad()
 def _solve_chunk(
-    dictionary: Tensor, obs: Tensor, alpha: float, tolerance: float, max_iterations: int
+    dictionary: Tensor,
+    obs: Tensor,
+    alpha: float,
+    make_solver: type[Admm] | type[RestartedFista],
+    tolerance: float,
+    max_iterations: int,
 ) -> LassoSolution:
     codes = obs.new_zeros(len(obs), dictionary.shape[1])
     gap = duality_gap(dictionary, obs, codes, alpha)  # of y = 0, the optimum where alpha is large
     iterations = torch.zeros(len(obs), dtype=torch.long, device=obs.device)
     left = torch.arange(len(obs), device=obs.device)
-    solver = Admm(dictionary, obs.double(), alpha)
-    for iteration in range(0, max_iterations + CHECK_EVERY, CHECK_EVERY):
+    solver = make_solver(dictionary, obs.double(), alpha)
+    for iteration in range(0, max_iterations + solver.check_every, solver.check_every):
         certified = gap[left] <= tolerance
         left = left[~certified]
         if not len(left):
@@ -178,9 +235,9 @@ def _solve_chunk(
         if iteration >= max_iterations:
             break
         solver.keep(~certified)
-        for _ in range(CHECK_EVERY):
+        for _ in range(solver.check_every):
             solver.step()
-        iterations[left] = iteration + CHECK_EVERY
+        iterations[left] = iteration + solver.check_every
         for candidate in (solver.z, polish(solver.z, solver.gram, solver.drive, alpha)):
             rounded = candidate.to(obs.dtype)
             new_gap = duality_gap(dictionary, obs[left], rounded, alpha)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdunroll.cache import Cache
-from sdunroll.checks import InvalidValue
+from sdunroll.checks import InvalidValue, UserError
 from sdunroll.data import Photos, Synthetic
 from sdunroll.problems import SparseCoding, sparse_coding
 from sdunroll.randomness import generator
@@ -108,6 +108,19 @@ def test_optima_come_from_the_cache_and_are_made_anew_for_other_data(tmp_path, m
     assert not solved
     problem.optimum(obs + 0.1)
     assert len(solved) == 1
+
+
+def test_fista_with_restart_finds_the_same_optima_kept_apart_from_the_others(tmp_path):
+    plain = make_problem()
+    obs = make_batch(plain).obs
+    by_admm, by_fista = (
+        SparseCoding(plain.dictionary, alpha=0.1, solver=solver, cache=Cache(tmp_path)).optimum(obs)
+        for solver in ("admm", "fista")
+    )
+    assert len([*tmp_path.glob("*.pt")]) == 2
+    assert torch.allclose(by_admm, by_fista, atol=1e-5)
+    with pytest.raises(UserError, match="solver: expected one of admm, fista, got .newton."):
+        SparseCoding(plain.dictionary, alpha=0.1, solver="newton")
 
 
 def test_certificate_is_small_at_the_optimum_and_large_elsewhere(problem):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
 
 from sdunroll.randomness import generator
-from sdunroll.solvers import NotConverged, duality_gap, solve_lasso
+from sdunroll.solvers import NotConverged, RestartedFista, duality_gap, fista, solve_lasso
 from sdunroll.solvers.lasso import polish
 
 
@@ -23,9 +23,10 @@ def objective(dictionary, obs, codes, alpha):
 
 @pytest.mark.parametrize(("features", "atoms"), [(20, 24), (30, 15), (10, 40)])
 @pytest.mark.parametrize("alpha", [0.02, 0.3])
-def test_agrees_with_coordinate_descent_of_scikit_learn(features, atoms, alpha):
+@pytest.mark.parametrize("solver", ["admm", "fista"])
+def test_agrees_with_coordinate_descent_of_scikit_learn(features, atoms, alpha, solver):
     dictionary, obs = random_lasso(features, atoms, 8, seed=features)
-    solution = solve_lasso(dictionary, obs, alpha, tolerance=1e-12)
+    solution = solve_lasso(dictionary, obs, alpha, solver=solver, tolerance=1e-12)
     # scikit-learn divides the squared error by the number of features
     peer = Lasso(alpha=alpha / features, fit_intercept=False, tol=1e-14, max_iter=200_000)
     expected = np.stack([peer.fit(dictionary.numpy(), x.numpy()).coef_ for x in obs])
@@ -42,6 +43,25 @@ def test_default_tolerance_by_dtype(dtype, bound):
     # the gap that is reported is the gap of the codes that are returned
     gap = duality_gap(dictionary, obs, solution.codes, 0.1)
     assert torch.allclose(solution.gap, gap, rtol=1e-9, atol=1e-14)
+
+
+def test_restarts_only_the_problem_whose_momentum_points_uphill_and_gains_by_it():
+    dictionary, obs = random_lasso(60, 40, 6, seed=8)
+    best = solve_lasso(dictionary, obs, 0.1, tolerance=1e-13).codes
+    together = RestartedFista(dictionary, obs, 0.1)
+    plain = fista(dictionary, obs, 0.1, start=torch.zeros_like(best))
+    restarts = torch.zeros(6, dtype=torch.long)
+    next(plain)
+    for _ in range(150):
+        codes, unrestarted = together.step(), next(plain)
+        restarts += together.t[:, 0] < 2  # t' of t = 1 is (1 + sqrt 5) / 2
+    assert (restarts > 1).all()
+    assert len(restarts.unique()) > 1
+    assert (codes - best).norm() < 1e-3 * (unrestarted - best).norm()
+    alone = RestartedFista(dictionary, obs[2:3], 0.1)
+    for _ in range(150):
+        single = alone.step()
+    assert torch.allclose(single[0], codes[2], atol=1e-12)
 
 
 @settings(deadline=None, max_examples=40)
