@@ -119,7 +119,7 @@ def test_fista_with_restart_finds_the_same_optima_kept_apart_from_the_others(tmp
     )
     assert len([*tmp_path.glob("*.pt")]) == 2
     assert torch.allclose(by_admm, by_fista, atol=1e-5)
-    with pytest.raises(UserError, match="solver: expected one of admm, fista, got .newton."):
+    with pytest.raises(UserError, match=r"solver: expected one of admm, fista, got .newton."):
         SparseCoding(plain.dictionary, alpha=0.1, solver="newton")
 
 
