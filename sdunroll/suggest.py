@@ -43,7 +43,7 @@ def _unknown_key(key: str, configs: Path, command: str) -> str:
 
 def _own_configs(arguments: list[str]) -> list[Path]:
     """The folder that the user gave with ``--config-dir``, if any."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    pairs = zip(arguments, [*arguments[1:], ""], strict=False)
     return [
         Path(following if argument in ("--config-dir", "-cd") else argument.split("=", 1)[1])
         for argument, following in pairs

@@ -62,8 +62,9 @@ TINY_OF = {
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _two_threads() -> None:
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+def _threads() -> None:
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(1 if workers > 1 else min(2, os.cpu_count() or 1))
 
 
 @pytest.fixture(autouse=True)

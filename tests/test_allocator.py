@@ -1,7 +1,10 @@
+import ctypes
 import subprocess
 import sys
 
 import pytest
+
+from sdunroll.allocator import keep_freed_memory
 
 COUNT = """
 import resource, sys
@@ -29,3 +32,11 @@ def page_faults(mode):
 def test_memory_is_not_asked_for_again():
     """Twenty blocks of 64 MiB, one after the other: most pages are touched anew only without it."""
     assert page_faults("keep") < 0.5 * page_faults("leave")
+
+
+def test_another_c_library_is_left_as_it_is(monkeypatch):
+    def without_mallopt(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", without_mallopt)
+    assert keep_freed_memory() is False

@@ -198,3 +198,36 @@ def test_the_overrides_of_the_readme_exist():
             full = key if "." in key or not prefix else f"{prefix}.{key}"
             assert full in known or key in known, key
             prefix = key.rsplit(".", 1)[0] if "." in key else prefix
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            ValueError("Config group override value type cannot be int"),
+            "Config group override value type cannot be int; quote a name that reads as a number: "
+            "'dual=\"1\"'",
+        ),
+        (
+            RuntimeError("out of memory\nException raised from allocate"),
+            "RuntimeError: out of memory; set SDUNROLL_TRACEBACK=1 to see where",
+        ),
+        (
+            OSError(28, "No space left on device"),
+            "[Errno 28] No space left on device; check the path, its permissions and the room on the disk",
+        ),
+    ],
+)
+def test_errors_of_others_are_one_line_with_a_remedy(error, line):
+    assert cli.one_line(error, "train", []) == line
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path):
+    """`sdunroll train --cfg job | head -1`, where head is gone before we write."""
+    command = [sys.executable, "-m", "sdunroll", "train", "--cfg", "job"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode == 1

@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import os
 import signal
@@ -96,3 +97,23 @@ def test_an_owner_that_is_about_to_say_who_it_is_is_waited_for(tmp_path):
         with pytest.raises(Busy, match="in use by process 7"), held(path):
             pass
         writer.join()
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, caplog):
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with held(tmp_path / "work.lock"):
+        pass
+    assert "no locks here" in caplog.text
+    assert "let no other process write here" in caplog.text
+
+
+def test_an_owner_that_never_says_who_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    path = tmp_path / "work.lock"
+    with path.open("a+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(Busy, match="in use by another process"), held(path):
+            pass

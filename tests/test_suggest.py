@@ -29,3 +29,9 @@ def test_choices_of_the_users_own_configs_are_known(tmp_path):
 def test_an_error_it_does_not_know_is_passed_on_in_one_line():
     text = explain(ValueError("something\n  else"), cli.config_folder(), "train", [])
     assert text == "something else (see sdunroll train --help)"
+
+
+def test_a_choice_in_a_group_that_is_not_there():
+    error = ValueError("Could not find 'planet/mars'\n\nAvailable options ...")
+    text = explain(error, cli.config_folder(), "train", [])
+    assert text == "planet/mars: no such config; see --help for the groups"

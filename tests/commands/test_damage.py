@@ -10,6 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from sdunroll.cache import WriteError
 from sdunroll.commands import saving
 from sdunroll.lock import held
 from sdunroll.runs import Run, RunError
@@ -253,3 +254,62 @@ def test_a_second_interruption_does_not_wait(sdunroll, monkeypatch):
 
     monkeypatch.setattr(Training, "_step", interrupted)
     assert sdunroll("train", *TINY).status == 130
+
+
+@pytest.mark.parametrize("name", ["provenance.json", "summary.json"])
+def test_results_that_are_no_mapping(sdunroll, run, name):
+    (run / name).write_text("[1]")
+    with pytest.raises(RunError, match=rf"{name}: damaged .*not a mapping"):
+        Run(run).read_json(name)
+
+
+def test_a_checkpoint_of_another_format(run):
+    path = run / "checkpoints" / "best.pt"
+    torch.save(torch.load(path, weights_only=True) | {"format": 7}, path)
+    with pytest.raises(RunError, match=r"best.pt: damaged .*not a checkpoint of format 2"):
+        Run(run).load_checkpoint("best")
+
+
+def test_a_configuration_that_is_no_mapping(sdunroll, run):
+    (run / "config.yaml").write_text("- 1\n- 2\n")
+    assert "config.yaml: damaged" in error_of(sdunroll("eval", f"run={run}"))
+
+
+def test_a_history_that_is_missing_or_cannot_be_written(sdunroll, run):
+    saved = Run(run)
+    row = saved.history()[-1]
+    (run / "history.csv").unlink()
+    assert saved.history() == []
+    saved.truncate_history(1)  # nothing to leave out
+    assert not (run / "history.csv").exists()
+    (run / "history.csv").mkdir()
+    with pytest.raises(WriteError, match=r"history.csv"):
+        saved.append_history(row)
+
+
+def test_a_file_system_without_links_keeps_a_copy_of_the_checkpoint_before(run, monkeypatch):
+    def refuse(self, target):
+        raise OSError("no links here")
+
+    saved = Run(run)
+    before = (run / "checkpoints" / "last.pt").read_bytes()
+    state = saved.load_checkpoint("last")
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    saved.save_checkpoint("last", {"epochs_done": 9} | {"network": state["network"]})
+    assert (run / "checkpoints" / "previous.pt").read_bytes() == before
+    assert saved.load_checkpoint("last")["epochs_done"] == 9
+
+
+def test_an_interruption_after_the_last_epoch_loses_nothing(sdunroll, monkeypatch):
+    """While the best network is measured on the test split."""
+
+    def interrupted(training, experiment, run):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(saving, "summarise", interrupted)
+        outcome = sdunroll("train", *TINY, "hydra.run.dir=late")
+    assert outcome.status == 130
+    assert "after the last epoch; go on with: sdunroll train resume=late" in outcome.err
+    assert sdunroll("train", "resume=late").status == 0
+    assert (Path("late") / "summary.json").exists()

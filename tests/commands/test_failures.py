@@ -4,7 +4,11 @@ import json
 import shutil
 
 import pytest
+from omegaconf import OmegaConf
 
+from sdunroll.checks import UserError
+from sdunroll.commands.assemble import instantiate
+from sdunroll.runs import Run
 from sdunroll.training import Training
 from tests.conftest import TINY
 
@@ -186,3 +190,36 @@ def test_unknown_command(sdunroll):
     outcome = sdunroll("trian")
     assert outcome.status == 2
     assert "did you mean train?" in outcome.err
+
+
+def test_a_configuration_without_a_group():
+    config = OmegaConf.create({"problem": 3})
+    with pytest.raises(UserError, match="expected settings under 'problem', found 3"):
+        instantiate(config, "problem")
+
+
+def test_weights_of_another_shape(sdunroll, run):
+    """A checkpoint that belongs to the run by its seals, but whose weights do not fit."""
+    saved = Run(run)
+    state = saved.load_checkpoint("best")
+    state["network"] = {name: value[..., :-1] for name, value in state["network"].items()}
+    del state["path"]
+    saved.save_checkpoint("best", state)
+    check(sdunroll("eval", f"run={run}"), "best.pt: does not fit the network", "config.yaml")
+
+
+def test_results_that_cannot_be_written(sdunroll, run):
+    (run / "eval").write_text("a file where a folder should be")
+    check(sdunroll("eval", f"run={run}"), "eval: could not be written")
+
+
+def test_settings_that_a_class_of_ones_own_does_not_take(sdunroll):
+    check(
+        sdunroll("train", *TINY, "+network.depth=3"),
+        "network: expected settings that make sdunroll.networks.Lista",
+        "depth",
+    )
+
+
+def test_an_optimizer_that_is_none(sdunroll):
+    check(sdunroll("train", *TINY, "training.optimizer=3"), "training.optimizer", "got 3")

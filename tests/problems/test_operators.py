@@ -172,3 +172,11 @@ def test_the_classical_peer_restores(operator):
     clean = smooth[0].permute(1, 2, 0).numpy()
     assert restored.shape == clean.shape
     assert np.square(restored - clean).mean() < 0.7 * np.square(picture - clean).mean()
+
+
+def test_refuses_a_blur_as_wide_as_the_picture():
+    blur = Deblurring(sigma=4)
+    with pytest.raises(InvalidValue, match=r"operator.sigma: expected a blur of less than"):
+        blur.forward(
+            torch.zeros(1, 1, 8, 8), blur.observe(torch.zeros(1, 1, 64, 64), generator(0, "x"))
+        )

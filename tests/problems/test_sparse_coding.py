@@ -156,3 +156,20 @@ def test_factory_restores_the_dictionary_of_a_checkpoint():
 def test_refuses(alpha):
     with pytest.raises(InvalidValue, match="alpha"):
         SparseCoding(torch.eye(3), alpha=alpha)
+
+
+def test_a_dictionary_learner_of_ones_own_is_called_anew(tmp_path):
+    """Nothing is known of what decides its result, so nothing of it is kept."""
+    photos = Photos(size=4, num_train=20, num_val=5, num_test=5)
+    calls = []
+
+    def learner(signals, num_atoms):
+        calls.append((tuple(signals.shape), num_atoms))
+        return torch.eye(16, num_atoms)
+
+    for _ in range(2):
+        made = sparse_coding(
+            photos, Cache(tmp_path), alpha=0.1, overcompleteness=1.5, learner=learner
+        )
+    assert calls == [((20, 16), 24)] * 2
+    assert torch.equal(made.dictionary, torch.eye(16, 24))

@@ -74,3 +74,25 @@ def test_level_table_with_a_second_run():
     }
     _, _, row = rows(tables.level_table(result))
     assert row == ["2", "1.5", "[1.4,", "1.6]", "0.25", "8", "75.0", "%", "3", "0.500"]
+
+
+def test_layer_table_of_the_difference_form_shows_plain_ratios():
+    metrics = {"measure": "distance", "first_layer": 1, "layers": LAYERS}
+    metrics |= {"form": "difference", "epsilon": 0.1}
+    body = rows(tables.layer_table(metrics))[2:]
+    assert [row[2] for row in body[1:]] == ["0.975", "0.500", "0.974"]
+
+
+def test_cost_table_says_when_a_solver_does_not_get_there():
+    solvers = {
+        "oracle": {"seconds": 0.5},
+        "fista": {"to_distance": {"seconds": 0.25}, "to_objective": None},
+    }
+    _, _, *body = tables.cost_table(
+        [{"problems": 1000, "seconds": 0.125, "solvers": solvers}]
+    ).splitlines()
+    assert [line.split() for line in body] == [
+        ["1000", "125", "ms", "oracle", "500", "ms", "4"],
+        ["1000", "125", "ms", "fista", "to", "the", "same", "distance", "250", "ms", "2"],
+        ["1000", "125", "ms", "fista", "to", "the", "same", "objective", "not", "reached"],
+    ]
