@@ -1,4 +1,4 @@
-"""What a run withstands: kills, signals, full disks, damage, a second process.
+"""What a run withstands: kills, signals, full disks, damage, a second process, many epochs.
 
     python scripts/withstand.py            some 200 kills and half as many other faults
     python scripts/withstand.py --quick    a few kills of a training, in seconds
@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from faults import Fault, call, call_and_signal, finish, kill, move_away, no_room, read_only, start
+from long_run import long_training
 from stand import (
     EVAL,
     REPORT,
@@ -128,6 +129,12 @@ def two_at_once(stand: Stand) -> str | None:
         return None if same(trained_result(folder), stand.expected) else "another result"
 
 
+def train_long(stand: Stand) -> str | None:
+    """Memory, open files, the directory and the time an epoch of a long training."""
+    with stand.folder(empty=True) as folder:
+        return long_training(folder, 2000, timed=True)
+
+
 def trials(stand: Stand, rng: random.Random, quick: bool) -> dict[str, list[Trial]]:
     """All trials by fault."""
     operations = list(enumerate(stand.operations["train"], 1))
@@ -181,6 +188,7 @@ def trials(stand: Stand, rng: random.Random, quick: bool) -> dict[str, list[Tria
         "a truncated file": hurt(truncate),
         "a flipped bit": hurt(flip),
         "two trainings at once": [partial(two_at_once, stand)] * 5,
+        "2,000 epochs, watched for what grows": [partial(train_long, stand)],
     }
 
 
