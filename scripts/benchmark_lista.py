@@ -65,7 +65,8 @@ def our_step(problem: SparseCoding, batch: Batch, layers: int, constraint: type)
         dual=ProportionalIntegral(k_i=0.3, k_p=3.0),
         train=batch,
         val=batch,
-        seed=0,
+        order_seed=0,
+        noise_seed=0,
     )
     return partial(training._step, batch)
 

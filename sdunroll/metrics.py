@@ -81,14 +81,16 @@ def evaluate(
     *,
     seed: int,
     perturbation: Perturbation | None = None,
+    noise_seed: int | None = None,
 ) -> LayerFigures:
-    """Run the network on all of ``data``; y_0 and all noise are drawn from ``seed``.
+    """Run the network on all of ``data``; y_0 is drawn from ``seed``, what ``perturbation`` draws between
+    layers from ``noise_seed``, by default the same.
 
     Errors: :class:`checks.UserError` for a figure of health that is not finite.
     """
     device = data.obs.device
     start_rng = generator(seed, "evaluation/start", device)
-    noise_rng = generator(seed, "evaluation/noise", device)
+    noise_rng = generator(seed if noise_seed is None else noise_seed, "evaluation/noise", device)
     parts: list[dict[str, Tensor]] = []
     ratios: list[dict[str, Tensor]] = []  # (2, L + 1, B) each
     measured: list[Tensor] = []  # (2, R, B) each

@@ -44,7 +44,8 @@ def train(problem=PROBLEM, batch=BATCH, epsilon=0.1, num_layers=3, batch_size=8,
         dual=ProportionalIntegral(k_i=1, k_p=1),
         train=batch,
         val=batch,
-        seed=0,
+        order_seed=0,
+        noise_seed=0,
     )
     return network, constraint, list(training.run())
 

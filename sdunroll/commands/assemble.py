@@ -152,7 +152,7 @@ def assemble(
     problem_state = None if state is None else state["problem"]
     problem = instantiate(config, "problem", source=source, cache=cache, state=problem_state)
     reference = copy.deepcopy(problem)  # before a network takes the problem along to its device
-    weights_rng = generator(config.seed, "weights")
+    weights_rng = generator(part_seed(config, "weights"), "weights")
     network = instantiate(config, "network", problem=problem, generator=weights_rng)
     try:
         constraint.layers(network.num_layers)
@@ -193,6 +193,21 @@ def seed_of(config: DictConfig, run: Run) -> int:
     """The seed that an evaluation asks for, by default the run's own."""
     seed = run.config.seed if config.seed is None else config.seed
     return checks.integer("seed", seed, low=0)
+
+
+def part_seed(config: DictConfig, part: str, default: int | None = None) -> int:
+    """The seed of one part of the randomness, ``config.seeds[part]``; without it ``default``, by
+    default ``config.seed``, as in the runs of before there were parts."""
+    parts = config.get("seeds", {})
+    if not isinstance(parts, DictConfig | dict):
+        raise checks.InvalidValue(
+            f"seeds: expected a number for each part, such as seeds.{part}=1, got {parts!r}; "
+            "seed=1 sets them all"
+        )
+    seed = parts.get(part)
+    if seed is None:
+        seed = config.seed if default is None else default
+    return checks.integer(f"seeds.{part}", seed, low=0)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, ListConfig
@@ -12,6 +12,7 @@ from sdunroll.commands.assemble import (
     Experiment,
     instantiate,
     load_best,
+    part_seed,
     seed_of,
     set_up_torch,
     working_in,
@@ -26,6 +27,14 @@ from sdunroll.report import figures, tables
 from sdunroll.runs import Run
 
 PICTURED = 100  # test pictures from which one is chosen to be shown
+
+
+class Seeds(NamedTuple):
+    """Of the bootstrap, of the starts y_0, and of the noise or the attack."""
+
+    bootstrap: int
+    start: int
+    disturbance: int
 
 
 def main(config: DictConfig) -> None:
@@ -44,8 +53,9 @@ def main(config: DictConfig) -> None:
             targets_alone = disturbances[0].replaces_observations
             _check_comparable(experiment, other[1], config.against, targets_alone)
         seed = seed_of(config, run)
+        seeds = Seeds(seed, *(part_seed(config, part, seed) for part in ("start", "disturbance")))
         perturb = partial(
-            _perturb, disturbances=disturbances, count=count, seed=seed, delta=config.delta
+            _perturb, disturbances=disturbances, count=count, seeds=seeds, delta=config.delta
         )
         result = {
             "perturbation": name,
@@ -53,6 +63,7 @@ def main(config: DictConfig) -> None:
             "notice": experiment.source.notice,
             "first_layer": experiment.constraint.first_layer,
             "epoch": experiment.epoch,
+            "seeds": seeds._asdict(),
             **perturb(experiment),
         }
         if other is not None:
@@ -67,7 +78,7 @@ def main(config: DictConfig) -> None:
         if "psnr" in result["levels"][0]:
             both = [experiment] if other is None else [experiment, other[1]]
             names = [result["label"]] if other is None else [result["label"], _label(other[0])]
-            _picture_levels(both, names, disturbances, seed, folder / f"{name}_pictures.png")
+            _picture_levels(both, names, disturbances, seeds, folder / f"{name}_pictures.png")
     print(tables.level_table(result))
     if any(row["theory"] for row in result["levels"]):
         print(f"\n{tables.shift_table(result)}")
@@ -105,25 +116,25 @@ def _perturb(
     *,
     disturbances: list[Perturbation],
     count: int | None,
-    seed: int,
+    seeds: Seeds,
     delta: float,
 ) -> dict[str, Any]:
     signals = experiment.source.signals("test")[:count]
     clean = experiment.reference.instances(signals).to(experiment.device)
-    bounds = Bounds(experiment, clean, seed=seed, delta=delta)
+    bounds = Bounds(experiment, clean, seed=seeds.start, delta=delta)
     return {
         "num_samples": len(signals),
         "levels": [
-            _row(experiment, signals, disturbance, seed, bounds) for disturbance in disturbances
+            _row(experiment, signals, disturbance, seeds, bounds) for disturbance in disturbances
         ],
     }
 
 
 def _disturbed(
-    experiment: Experiment, signals: torch.Tensor, disturbance: Perturbation, seed: int
+    experiment: Experiment, signals: torch.Tensor, disturbance: Perturbation, seeds: Seeds
 ) -> Batch:
     """The instances of ``signals`` under ``disturbance``, on the device."""
-    rng = generator(seed, "perturb/observation")
+    rng = generator(seeds.disturbance, "perturb/observation")
     bounds = experiment.source.value_range
     instances = disturbance.instances(experiment.reference, signals, rng, bounds)
     return instances.to(experiment.device)
@@ -134,7 +145,7 @@ def _picture_levels(
     experiments: list[Experiment],
     labels: list[str],
     disturbances: list[Perturbation],
-    seed: int,
+    seeds: Seeds,
     path: Path,
 ) -> None:
     """One picture under each level, as observed and as each network restores it; of the first
@@ -142,11 +153,11 @@ def _picture_levels(
     signals = experiments[0].source.signals("test")[:PICTURED]
 
     def restored(experiment: Experiment, disturbance: Perturbation) -> tuple[Batch, torch.Tensor]:
-        disturbance = disturbance.aim(experiment.network, seed)
-        data = _disturbed(experiment, signals, disturbance, seed)
-        noise = generator(seed, "evaluation/noise", data.obs.device)
+        disturbance = disturbance.aim(experiment.network, seeds.start)
+        data = _disturbed(experiment, signals, disturbance, seeds)
+        noise = generator(seeds.disturbance, "evaluation/noise", data.obs.device)
         perturb = disturbance.between_layers(experiment.problem, data, noise)
-        start = generator(seed, "evaluation/start", data.obs.device)
+        start = generator(seeds.start, "evaluation/start", data.obs.device)
         return data, experiment.network(data.obs, generator=start, perturb=perturb).states[-1]
 
     data, last = restored(experiments[0], disturbances[-1])
@@ -173,19 +184,20 @@ def _row(
     experiment: Experiment,
     signals: torch.Tensor,
     disturbance: Perturbation,
-    seed: int,
+    seeds: Seeds,
     bounds: Bounds,
 ) -> dict[str, Any]:
     """The figures at one level. The noise is drawn from the same seed at each level, so that levels
     differ in size alone; a shifted observation has an optimum of its own."""
-    disturbance = disturbance.aim(experiment.network, seed)
-    data = _disturbed(experiment, signals, disturbance, seed)
+    disturbance = disturbance.aim(experiment.network, seeds.start)
+    data = _disturbed(experiment, signals, disturbance, seeds)
     measured = metrics.evaluate(
         experiment.network,
         experiment.problem,
         experiment.constraint,
         data,
-        seed=seed,
+        seed=seeds.start,
+        noise_seed=seeds.disturbance,
         perturbation=disturbance,
     )
     names = [name for name in measured.states if name != "gradient_norm"]
@@ -195,7 +207,7 @@ def _row(
             f"levels: at level {disturbance.level:g} the network returns values that are not finite; "
             "take smaller levels"
         )
-    resample = metrics.Bootstrap(len(data.obs), seed=seed)
+    resample = metrics.Bootstrap(len(data.obs), seed=seeds.bootstrap)
     rows = metrics.summarise(finals.double(), resample(finals.double()))
     names[names.index("distance")] = "final_distance"
     quantiles = dict(zip(names, metrics.quantiles(finals), strict=True))

@@ -12,7 +12,14 @@ from tqdm import tqdm
 
 from sdunroll.checks import InvalidValue, boolean
 from sdunroll.commands import saving
-from sdunroll.commands.assemble import Experiment, assemble, instantiate, set_up_torch, trusted_run
+from sdunroll.commands.assemble import (
+    Experiment,
+    assemble,
+    instantiate,
+    part_seed,
+    set_up_torch,
+    trusted_run,
+)
 from sdunroll.interrupt import deferred
 from sdunroll.lock import held
 from sdunroll.provenance import collect_provenance
@@ -76,6 +83,7 @@ def _build(
     config: DictConfig, device: torch.device, state: dict[str, Any] | None = None
 ) -> tuple[Training, Experiment]:
     constrained = boolean("constrained", config.constrained)
+    order_seed, noise_seed = (part_seed(config, part) for part in ("order", "noise"))
     settings = instantiate(config, "training")
     dual = instantiate(config, "dual")
     experiment = assemble(config, device, state)
@@ -90,7 +98,8 @@ def _build(
         dual=dual,
         train=experiment.instances("train"),
         val=experiment.instances("val"),
-        seed=config.seed,
+        order_seed=order_seed,
+        noise_seed=noise_seed,
         draw=experiment.draw if settings.fresh else None,
     )
     if state is not None:

@@ -1,6 +1,6 @@
 """Runs found on disk, gathered by setting: what a report is made of.
 
-Runs whose configurations agree but for the seed, the device, threads and paths are one method.
+Runs whose configurations agree but for the seeds, the device, threads and paths are one method.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from sdunroll.checks import UserError
 from sdunroll.runs import Run, RunError
 
 # settings that do not make another method
-OWN = ("seed", "device", "threads", "resume", "trust")
+OWN = ("seed", "seeds", "device", "threads", "resume", "trust")
 HIDDEN = (*OWN, "training.stop_after", "hydra")  # overrides that a method's name leaves out
 
 
@@ -42,12 +42,16 @@ class Record:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def seed(self) -> int:
-        return int(self.config["seed"])
+    def seeds(self) -> tuple[tuple[str, int], ...]:
+        """The seed, and those of its parts that were set by themselves, as overrides: (key, value)."""
+        seed = int(self.config["seed"])
+        parts = self.config.get("seeds", {}).items()
+        own = sorted((f"seeds.{part}", int(value)) for part, value in parts if value != seed)
+        return ("seed", seed), *own
 
     @property
     def overrides(self) -> list[str]:
-        """What was typed, but for the seed, the machine and the place."""
+        """What was typed, but for the seeds, the machine and the place."""
         given: list[str] = self.provenance.get("overrides", [])
         return sorted(item for item in given if not _is_hidden(item))
 
@@ -63,7 +67,7 @@ class Method:
 
     Attributes:
         name: the overrides that tell it from the others; without any, "constrained" or "standard".
-        records: its finished runs, by seed.
+        records: its finished runs, by their seeds.
     """
 
     name: str
@@ -106,7 +110,7 @@ class Method:
 
 
 def method_key(config: Mapping[str, Any]) -> str:
-    """The hash of a resolved configuration, without the seed, the machine and paths."""
+    """The hash of a resolved configuration, without the seeds, the machine and paths."""
     kept = {name: value for name, value in config.items() if name not in OWN}
     kept["training"] = {**kept["training"], "stop_after": None}
     kept["data"] = {name: value for name, value in kept["data"].items() if name != "root"}
@@ -201,10 +205,10 @@ def _read(folder: Path) -> Record | None:
 
 def methods(records: Sequence[Record]) -> list[Method]:
     """The finished runs by method, in the order of their names."""
-    groups: dict[str, dict[int, Record]] = {}
+    groups: dict[str, dict[tuple[tuple[str, int], ...], Record]] = {}
     for record in records:
         if record.summary is not None:
-            groups.setdefault(record.key, {})[record.seed] = record  # of doubles, the last
+            groups.setdefault(record.key, {})[record.seeds] = record  # of doubles, the last
     first = {key: next(iter(group.values())) for key, group in groups.items()}
     common = set.intersection(*(set(one.overrides) for one in first.values())) if first else set()
     names = {
@@ -217,7 +221,7 @@ def methods(records: Sequence[Record]) -> list[Method]:
         (
             Method(
                 f"{names[key]} ({key[:6]})" if names[key] in twice else names[key],
-                [group[seed] for seed in sorted(group)],
+                [group[seeds] for seeds in sorted(group)],
             )
             for key, group in groups.items()
         ),

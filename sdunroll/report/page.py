@@ -132,11 +132,17 @@ def _figure(table: Table, path: Path) -> str:
 
 
 def _method(method: Method) -> str:
-    seeds = ",".join(str(record.seed) for record in method.records)
-    overrides = [*method.records[0].overrides, f"seed={seeds}"]
-    several = "-m " if len(method.records) > 1 else ""
-    command = f"sdunroll train {several}{shlex.join(overrides)}"
-    return f"<p>{escape(method.name)}</p><pre>{escape(command)}</pre>"
+    alone = [record.seeds for record in method.records]
+    if all(len(seeds) == 1 for seeds in alone):
+        values = ",".join(str(seeds[0][1]) for seeds in alone)
+        calls = [("-m " if len(alone) > 1 else "", [f"seed={values}"])]
+    else:  # a sweep would be of all their combinations
+        calls = [("", [f"{key}={value}" for key, value in seeds]) for seeds in alone]
+    commands = [
+        f"sdunroll train {several}{shlex.join([*method.records[0].overrides, *seeds])}"
+        for several, seeds in calls
+    ]
+    return f"<p>{escape(method.name)}</p><pre>{escape(chr(10).join(commands))}</pre>"
 
 
 def _run(record: Record) -> str:

@@ -34,7 +34,7 @@ class Training:
         constrained: whether the constraints are enforced (K = 0 if not).
         dual: how the multipliers are updated.
         train, val: instances, on the same device.
-        seed: of the order of the data and of all noise.
+        order_seed: of the order of the data. noise_seed: of the starts y_0 and of all noise.
         draw: ``(count, generator) -> Batch`` makes new instances for each step, as many in an epoch as
             ``train`` has; None walks over ``train``.
     """
@@ -50,7 +50,8 @@ class Training:
         dual: DualUpdate,
         train: Batch,
         val: Batch,
-        seed: int,
+        order_seed: int,
+        noise_seed: int,
         draw: Callable[[int, torch.Generator], Batch] | None = None,
     ) -> None:
         self.settings = settings
@@ -59,7 +60,7 @@ class Training:
         self.constraint = constraint
         self.train = train
         self.val = val
-        self.seed = seed
+        self.noise_seed = noise_seed
         # the constrained rows of a slack (R,); none for standard training, K = 0
         self.demanded = constraint.rows(network.num_layers)
         self.constrained = self.demanded if constrained else []
@@ -83,9 +84,9 @@ class Training:
             clip_norm=settings.clip_norm,
         )
         device = train.obs.device
-        self.start_rng = generator(seed, "training/start", device)
-        self.noise_rng = generator(seed, "training/noise", device)
-        size, order = settings.batch_size, generator(seed, "training/order")
+        self.start_rng = generator(noise_seed, "training/start", device)
+        self.noise_rng = generator(noise_seed, "training/noise", device)
+        size, order = settings.batch_size, generator(order_seed, "training/order")
         self.loader: Loader | FreshLoader
         if draw is None:
             self.loader = Loader(train, batch_size=size, generator=order)
@@ -167,7 +168,7 @@ class Training:
     def _prepare(self) -> None:
         """Let the network start from the first instances of the training split."""
         first = self.train.obs[: self.settings.batch_size]
-        rng = generator(self.seed, "training/prepare", first.device)
+        rng = generator(self.noise_seed, "training/prepare", first.device)
         self.network.prepare(first, rng)
         self._check_start(Batch(first, self.train.target[: self.settings.batch_size]), rng)
 
@@ -277,7 +278,7 @@ class Training:
         """Mean loss and mean distance at the stage's layer, slack without and with margin (R,) and half
         the width of its 95 % interval (R,) on the validation split, always from the same y_0, without
         noise."""
-        rng = generator(self.seed, "validation", self.val.obs.device)
+        rng = generator(self.noise_seed, "validation", self.val.obs.device)
         finals, measured = [], []
         for batch in self.val.chunks():
             path = self.network(batch.obs, generator=rng, depth=self.stage.layer)

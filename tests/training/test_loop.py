@@ -43,7 +43,8 @@ def make(constrained=True, dual=None, constraint=None, seed=0, draw=None, **chan
         dual=dual or ProportionalIntegral(k_i=1.0, k_p=3.0),
         train=TRAIN,
         val=VAL,
-        seed=seed,
+        order_seed=seed,
+        noise_seed=seed,
         draw=draw,
     )
 
