@@ -11,6 +11,7 @@ import torch
 
 import sdunroll as package
 from sdunroll import cli
+from sdunroll.interrupt import Terminated
 from sdunroll.randomness import generator
 from tests.conftest import TINY, TINY_OF
 
@@ -99,13 +100,16 @@ def complete(line):
     [
         ("sdunroll ", {"train", "eval", "perturb"}),
         ("sdunroll tr", {"train"}),
+        ("sdunroll tarin constr", set()),
         ("sdunroll train constr", {"constrained=", "constraint=", "constraint."}),
         ("sdunroll train constraint=", {"constraint=distance", "constraint=gradient"}),
         ("sdunroll perturb perturbation=in", {"perturbation=input_noise", "perturbation=initial"}),
     ],
 )
 def test_completion(line, expected):
-    assert expected <= set(complete(line))
+    found = set(complete(line))
+    assert expected <= found
+    assert found or not expected
 
 
 def test_completion_script_can_be_installed():
@@ -220,6 +224,20 @@ def test_the_overrides_of_the_readme_exist():
 )
 def test_errors_of_others_are_one_line_with_a_remedy(error, line):
     assert cli.one_line(error, "train", []) == line
+
+
+@pytest.mark.parametrize(
+    ("stop", "status"), [(KeyboardInterrupt(), 130), (Terminated(), 143), (BrokenPipeError(), 1)]
+)
+def test_stopped_from_outside(sdunroll, monkeypatch, stop, status):
+    def stopped(config):
+        raise stop
+
+    monkeypatch.setattr("sdunroll.commands.report.main", stopped)
+    monkeypatch.setattr("os.dup2", lambda *_: None)  # would close this process's own output
+    outcome = sdunroll("report", "runs=outputs")
+    assert outcome.status == status
+    assert outcome.err == ("" if status == 1 else "interrupted\n")
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from sdunroll.checks import UserError
-from sdunroll.commands.assemble import instantiate
+from sdunroll.commands.assemble import instantiate, working_in
 from sdunroll.runs import Run
 from sdunroll.training import Training
 from tests.conftest import TINY
@@ -219,6 +219,20 @@ def test_settings_that_a_class_of_ones_own_does_not_take(sdunroll):
         "network: expected settings that make sdunroll.networks.Lista",
         "depth",
     )
+
+
+def test_settings_that_data_do_not_take(sdunroll):
+    check(
+        sdunroll("train", *TINY, "+data.depth=3"),
+        "data: expected settings that make sdunroll.data.Photos",
+        "depth",
+    )
+
+
+def test_nothing_is_written_into_a_folder_that_is_no_runs(tmp_path):
+    with working_in(tmp_path, "eval/eval"):
+        assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_optimizer_that_is_none(sdunroll):

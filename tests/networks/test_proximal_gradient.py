@@ -194,3 +194,8 @@ def test_denoising_has_no_hole():
 def test_refuses_codes():
     with pytest.raises(InvalidValue, match="restores pictures, got the problem SparseCoding"):
         ProximalGradient(make_problem(), generator(0, "w"), proximal=CnnProximal)
+
+
+def test_a_cnn_inverts_nothing():
+    proximal = CnnProximal(channels=1, generator=generator(0, "weights"))
+    assert proximal.round_trip_error(torch.rand(2, 1, 8, 8)) is None

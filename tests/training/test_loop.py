@@ -236,6 +236,15 @@ def test_stops_before_the_update_and_names_the_layer():
     assert training.epochs_done == 0
 
 
+def test_a_gradient_that_is_not_finite_names_its_weight():
+    training = make()
+    training.network.w2.register_hook(lambda gradient: gradient * torch.nan)
+    before = {name: value.clone() for name, value in training.network.state_dict().items()}
+    with pytest.raises(NotFinite, match=r"epoch 1: the gradient of w2 is not finite"):
+        next(training.run())
+    assert same(before, dict(training.network.state_dict()))
+
+
 def test_a_validation_that_is_not_finite_is_no_epoch(monkeypatch):
     training = make()
     monkeypatch.setattr(training, "_validate", lambda: (math.nan, 0.0, *torch.zeros(3, 3)))
