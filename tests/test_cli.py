@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,24 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.S)
 
 
+@pytest.mark.parametrize("problem", ["lista", "glow_prox", "synthetic"])
+def test_the_tour_of_the_readme(sdunroll, problem):
+    """Each command of the tour through a problem as it stands there, but for the sizes of a training."""
+    (tour,) = [block for block in blocks("bash") if f"sdunroll train problem={problem} " in block
+               and "pip install" not in block]  # fmt: skip
+    commands = [shlex.split(line, comments=True) for line in tour.splitlines()]
+    commands = [words for words in commands if words]
+    assert len(commands) >= 4
+    # 8x8 has no room for a hole that moves as far as it does there
+    small = [item.replace("data.size=8", "data.size=16") for item in TINY_OF[problem]]
+    for program, *arguments in commands:
+        assert program == "sdunroll"
+        given = {item.split("=")[0] for item in arguments}
+        sizes = [item for item in small if item.split("=")[0] not in given]
+        outcome = sdunroll(*arguments, *(sizes if arguments[0] == "train" else []))
+        assert outcome.status == 0, (arguments, outcome.err)
+
+
 def test_the_plug_in_of_the_readme(sdunroll, tmp_path):
     """The example as it stands: one file, one yaml, trained, evaluated, perturbed."""
     folder = tmp_path / "work"
@@ -131,8 +150,8 @@ def test_the_plug_in_of_the_readme(sdunroll, tmp_path):
     (folder / "my_network.py").write_text(code)
     (folder / "my_configs" / "network").mkdir(parents=True)
     (folder / "my_configs" / "network" / "step_sizes.yaml").write_text(config)
-    plug_in = ["--config-dir", "my_configs", "network=step_sizes"]
-    outcome = sdunroll("train", *plug_in, *TINY)
+    (command,) = [block for block in blocks("bash") if "step_sizes" in block]
+    outcome = sdunroll(*shlex.split(command)[1:], *TINY)
     assert outcome.status == 0, outcome.err
     for command in ("eval", "perturb"):
         refused = sdunroll(command, f"run={outcome.run}")
