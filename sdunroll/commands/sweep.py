@@ -4,7 +4,6 @@ A job's directory is known by the job's overrides, so that a sweep that is start
 done (skipped), what was interrupted (gone on with) and what failed (refused unless ``retry=true``).
 """
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,14 +11,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from sdunroll import seals
+from sdunroll import failed, seals
 from sdunroll.checks import UserError
 from sdunroll.lock import Busy, held
-from sdunroll.runs import Run, RunError, write_json
+from sdunroll.runs import Run, RunError
 
 log = logging.getLogger(__name__)
 
-FAILED = "failed.json"
 INFEASIBLE = 1e6  # added to the objective of a run whose best epoch is not feasible
 
 
@@ -37,12 +35,10 @@ def standing(folder: Path, config: DictConfig, *, retry: bool) -> Run | None:
 
     Errors: :class:`FailedBefore`; :class:`RunError` for a run of other settings.
     """
-    if (folder / FAILED).exists():
+    if (reason := failed.reason(folder)) is not None:
         if not retry:
-            raise FailedBefore(
-                f"failed before: {failure(folder)}; put that right and add retry=true"
-            )
-        (folder / FAILED).unlink()
+            raise FailedBefore(f"failed before: {reason}; put that right and add retry=true")
+        failed.forget(folder)
     if not any((folder / "checkpoints" / f"{name}.pt").exists() for name in ("last", "previous")):
         return None
     run = Run(folder)
@@ -59,17 +55,7 @@ def record_failure(folder: Path, error: Exception, line: str) -> None:
     if isinstance(error, (Busy, FailedBefore)):  # it is another's failure, or none
         return
     with suppress(UserError):  # what cannot be written was the failure
-        write_json(folder / FAILED, {"reason": line})
-
-
-def failure(folder: Path) -> str | None:
-    """Why the job in ``folder`` failed; None if it did not."""
-    try:
-        return str(json.loads((folder / FAILED).read_text(encoding="utf-8"))["reason"])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{FAILED} cannot be read"
+        failed.record(folder, line)
 
 
 def objective(run: Run) -> float | None:

@@ -73,9 +73,9 @@ def _main(config: DictConfig, folder: Path, *, of_sweep: bool) -> None:
         if training.finished():
             saving.summarise(training, experiment, run)
             return
-    except KeyboardInterrupt as stop:
+    except (KeyboardInterrupt, SystemExit) as stop:  # the latter: submitit queues the job again
         log.error("interrupted %s", _how_to_go_on(training, run))
-        stop.already_shown = True  # type: ignore[attr-defined]
+        stop.already_shown = True  # type: ignore[union-attr]
         raise
     print(
         f"stopped after epoch {training.epochs_done}, as training.stop_after asks; "
