@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sdunroll.checks import InvalidValue
+
 LONGEST = 100  # characters of the readable part of a directory's name
 # overrides that leave a job the same
 FREE = (
@@ -36,8 +38,11 @@ def register_resolvers() -> None:
         OmegaConf.register_new_resolver(f"sdunroll.{name}", resolve, replace=True)
 
 
-def run_folder(resume: str | None, new: str) -> str:
-    """The directory of a resumed run, checked before Hydra makes it; else the new one."""
+def run_folder(resume: str | None, new: str, dry_run: object = False) -> str:
+    """The directory of a resumed run, checked before Hydra makes it; else the new one; of a dry run the
+    current one, so that none is made."""
+    if dry_run is True:
+        return "."
     if resume is None:
         return new
     from sdunroll.runs import Run
@@ -45,8 +50,13 @@ def run_folder(resume: str | None, new: str) -> str:
     return str(Run(resume).folder)
 
 
-def sweep_folder(given: object, new: str) -> str:
-    """The directory of a sweep: the one that is ``given``, else a new one."""
+def sweep_folder(given: object, new: str, dry_run: object = False) -> str:
+    """The directory of a sweep: the one that is ``given``, else a new one.
+
+    Errors: a dry run, which is of one run alone.
+    """
+    if dry_run is True:
+        raise InvalidValue("dry_run: expected one run, got a sweep; leave out -m and the launcher")
     return new if given is None else str(given)
 
 

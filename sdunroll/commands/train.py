@@ -15,6 +15,7 @@ from tqdm import tqdm
 from sdunroll.checks import InvalidValue, boolean
 from sdunroll.commands import saving, sweep
 from sdunroll.commands.assemble import Experiment, assemble, instantiate, set_up_torch, trusted_run
+from sdunroll.commands.dry_run import dry_run
 from sdunroll.interrupt import deferred
 from sdunroll.lock import held
 from sdunroll.provenance import collect_provenance
@@ -26,14 +27,17 @@ log = logging.getLogger(__name__)
 
 # what may change when going on
 RESUMABLE = ("training.stop_after", "device", "threads", "trust", "resume")
-OF_THE_CALL = ("trust", "sweep", "retry")  # settings of a call, not of the run
+OF_THE_CALL = ("trust", "sweep", "retry", "dry_run")  # settings of a call, not of the run
 
 
 def main(config: DictConfig) -> float | None:
-    """Train as ``config`` says, or go on with the run in ``config.resume``.
+    """Train as ``config`` says, or go on with the run in ``config.resume``; or try, if ``dry_run``.
 
     Returns what a sweeper minimises, :func:`sweep.objective`.
     """
+    if boolean("dry_run", config.dry_run):
+        dry_run(config)
+        return None
     settings = HydraConfig.get()
     folder = _short(settings.runtime.output_dir)
     of_sweep = settings.mode == RunMode.MULTIRUN
