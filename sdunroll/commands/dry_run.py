@@ -3,7 +3,7 @@
 import logging
 import statistics
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -105,9 +105,17 @@ def _short_training(
     return training, batch
 
 
+class _NoModules(nullcontext):
+    """In place of the counter's tracker of modules, which fails on a network that runs its layers again
+    in the backward pass: all counts as one."""
+
+    parents = ("Global",)
+
+
 def _try(training: Training, size: int) -> Trial:
     """One short epoch of ``training``."""
     flops, memory, modes = FlopCounterMode(display=False), LiveMemory(), ExitStack()
+    flops.mod_tracker = _NoModules()  # type: ignore[assignment]
     ends: list[float] = []
 
     def on_step() -> None:
