@@ -1,4 +1,7 @@
-"""``sdunroll train dry_run=true``: what a training would take, from a few steps of it; writes nothing."""
+"""``sdunroll train dry_run=true``: what a training would take, from a few steps of it.
+
+It leaves no run directory and no log; a dictionary that it had to learn stays in the cache.
+"""
 
 import logging
 import statistics
@@ -48,18 +51,11 @@ def dry_run(config: DictConfig) -> None:
     experiment = assemble(config, set_up_torch(config))
     counts = {split: len(experiment.source.signals(split)) for split in ("train", "val")}
     training, batch = _short_training(config, experiment, counts["train"])
-    trial = _try(training, len(batch.obs))
-    planned = stages(
-        instantiate(config, "training").stages,
-        num_layers=experiment.network.num_layers,
-        epochs=training.settings.epochs,
-        shares_weights=experiment.network.shares_weights,
-    )
-    steps = -(-counts["train"] // training.settings.batch_size)
+    trial = _try(training)
+    settings = training.settings
+    steps = -(-counts["train"] // settings.batch_size)
     epoch = steps * trial.step_seconds
     epoch += counts["val"] / len(batch.obs) * trial.validation_seconds
-    # of a stage at layer l only l layers are run
-    whole = sum(stage.epochs * stage.layer / experiment.network.num_layers for stage in planned)
     parameters = list(experiment.network.parameters())
     state = training.primal_dual.optimizer.state.values()
     data = total_bytes(batch) / len(batch.obs) * sum(counts.values())
@@ -70,13 +66,26 @@ def dry_run(config: DictConfig) -> None:
         f"{_size(total_bytes(value for entry in state for value in entry.values()))}, "
         f"activations and gradients of a step {_size(trial.step_bytes)} (peak), data {_size(data)}",
         "FLOP per step": f"{trial.flop:.3g} (matrix products and convolutions, backward included)",
-        "steps": f"{training.settings.epochs * steps:,} ({steps:,} in each of "
-        f"{training.settings.epochs:,} epochs, batches of {training.settings.batch_size})",
+        "steps": f"{settings.epochs * steps:,} ({steps:,} in each of {settings.epochs:,} epochs, "
+        f"batches of {settings.batch_size})",
         "time per step": f"{1000 * trial.step_seconds:.3g} ms (median of {STEPS - 2})",
-        "estimated time": f"{_duration(epoch * whole)}, validation included, preparing the data not",
+        "estimated time": f"{_duration(epoch * _whole_epochs(config, training))}, validation "
+        "included, preparing the data not",
     }
     for name, text in rows.items():
         print(f"{name:<16}{text}")
+
+
+def _whole_epochs(config: DictConfig, training: Training) -> float:
+    """The epochs of the training, those that run l of the L layers counted as l / L."""
+    network = training.network
+    planned = stages(
+        instantiate(config, "training").stages,
+        num_layers=network.num_layers,
+        epochs=training.settings.epochs,
+        shares_weights=network.shares_weights,
+    )
+    return sum(stage.epochs * stage.layer for stage in planned) / network.num_layers
 
 
 def _short_training(
@@ -112,7 +121,7 @@ class _NoModules(nullcontext):
     parents = ("Global",)
 
 
-def _try(training: Training, size: int) -> Trial:
+def _try(training: Training) -> Trial:
     """One short epoch of ``training``."""
     flops, memory, modes = FlopCounterMode(display=False), LiveMemory(), ExitStack()
     flops.mod_tracker = _NoModules()  # type: ignore[assignment]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sdunroll import failed, seals
@@ -65,6 +66,11 @@ def objective(run: Run) -> float | None:
     if not best:
         return None
     return best[-1]["val_loss"] + (0 if best[-1]["feasible"] else INFEASIBLE)
+
+
+def at_once() -> bool:
+    """Whether jobs run at once, so that their progress bars would be written over each other."""
+    return not HydraConfig.get().launcher._target_.endswith(".BasicLauncher")
 
 
 @contextmanager

@@ -49,12 +49,12 @@ def main(config: DictConfig) -> float | None:
     with held(folder / "train.lock"), ExitStack() as stack:
         if of_sweep and config.device != "cpu":
             stack.enter_context(sweep.own_gpu(Path(settings.sweep.dir), settings.job.num))
-        _main(config, folder, of_sweep=of_sweep)
+        run = _main(config, folder, of_sweep=of_sweep)
     print(folder)
-    return sweep.objective(Run(folder))
+    return sweep.objective(run)
 
 
-def _main(config: DictConfig, folder: Path, *, of_sweep: bool) -> None:
+def _main(config: DictConfig, folder: Path, *, of_sweep: bool) -> Run:
     began = time.monotonic()
     run = None
     if config.resume is not None:
@@ -64,11 +64,11 @@ def _main(config: DictConfig, folder: Path, *, of_sweep: bool) -> None:
         run = sweep.standing(folder, _resolved(config), retry=retry)
         if run is not None and (folder / "summary.json").exists():
             log.info("%s has finished before", folder)
-            return
+            return run
     training, experiment, run = _begin(config, folder) if run is None else _go_on(config, run)
     if training.finished() and (folder / "summary.json").exists():
         log.info("%s has finished its %d epochs", folder, training.epochs_done)
-        return
+        return run
     try:
         try:
             _train(training, experiment, run)
@@ -76,7 +76,7 @@ def _main(config: DictConfig, folder: Path, *, of_sweep: bool) -> None:
             saving.add_cost(run, time.monotonic() - began)
         if training.finished():
             saving.summarise(training, experiment, run)
-            return
+            return run
     except (KeyboardInterrupt, SystemExit) as stop:  # the latter: submitit queues the job again
         log.error("interrupted %s", _how_to_go_on(training, run))
         stop.already_shown = True  # type: ignore[union-attr]
@@ -85,6 +85,7 @@ def _main(config: DictConfig, folder: Path, *, of_sweep: bool) -> None:
         f"stopped after epoch {training.epochs_done}, as training.stop_after asks; "
         f"go on with: sdunroll train resume={run.folder}"
     )
+    return run
 
 
 def _how_to_go_on(training: Training, run: Run) -> str:
@@ -192,7 +193,7 @@ def _train(training: Training, experiment: Experiment, run: Run) -> None:
             initial=training.epochs_done * steps,
             unit="step",
             desc="train",
-            disable=None,
+            disable=sweep.at_once() or None,  # None: unless a person looks on
         ) as bar,
     ):
 

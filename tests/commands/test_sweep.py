@@ -13,11 +13,15 @@ from pathlib import Path
 import joblib
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from sdunroll import resolvers
+from sdunroll.cli import config_folder
 from sdunroll.commands import sweep
+from sdunroll.commands.train import OF_THE_CALL
 from sdunroll.lock import Busy, held
+from sdunroll.report.collect import method_key
 from sdunroll.runs import Run
 from tests.conftest import TINY
 
@@ -267,3 +271,19 @@ def test_optuna_minimises_the_loss_of_the_best_feasible_epoch(sdunroll):
         found.append(row["val_loss"] + 1e6 * (1 - row["feasible"]))
     assert len(found) == 2
     assert best == min(found)
+
+
+def test_settings_of_the_call_make_no_other_method():
+    plain, named = (
+        OmegaConf.to_container(composed(*TINY, *given), resolve=False)
+        for given in ([], ["sweep=all", "retry=true", "dry_run=true"])
+    )
+    assert plain != named
+    saved = {name: value for name, value in plain.items() if name not in OF_THE_CALL}
+    assert method_key(plain) == method_key(named) == method_key(saved)
+
+
+def composed(*overrides):
+    resolvers.register_resolvers()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return compose("train", list(overrides))
