@@ -36,7 +36,8 @@ def standing(folder: Path, config: DictConfig, *, retry: bool) -> Run | None:
 
     Errors: :class:`FailedBefore`; :class:`RunError` for a run of other settings.
     """
-    if (reason := failed.reason(folder)) is not None:
+    finished = (folder / "summary.json").exists()
+    if not finished and (reason := failed.reason(folder)) is not None:
         if not retry:
             raise FailedBefore(f"failed before: {reason}; put that right and add retry=true")
         failed.forget(folder)
@@ -54,6 +55,8 @@ def standing(folder: Path, config: DictConfig, *, retry: bool) -> Run | None:
 def record_failure(folder: Path, error: Exception, line: str) -> None:
     """Leave ``failed.json`` with the reason, one line, in a job's directory."""
     if isinstance(error, (Busy, FailedBefore)):  # it is another's failure, or none
+        return
+    if (folder / "summary.json").exists():  # the call was wrong, the run is done
         return
     with suppress(UserError):  # what cannot be written was the failure
         failed.record(folder, line)

@@ -14,6 +14,7 @@ import joblib
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from sdunroll import resolvers
@@ -124,6 +125,9 @@ def test_a_failure_is_kept_and_tried_again_when_asked(sdunroll, monkeypatch):
     assert (jobs()[1] / "summary.json").exists()
     assert not (jobs()[1] / "failed.json").exists()
     assert outcome.err.count("has finished before") == 1
+
+    assert sdunroll(*call, "retry=maybe").status == 1  # a wrong call leaves what is done as it is
+    assert not list(Path("all").rglob("failed.json"))
 
 
 def test_a_job_of_other_settings_is_not_taken_for_done(sdunroll):
@@ -283,7 +287,16 @@ def test_settings_of_the_call_make_no_other_method():
     assert method_key(plain) == method_key(named) == method_key(saved)
 
 
-def composed(*overrides):
+@pytest.mark.parametrize(
+    ("launcher", "quiet"),
+    [([], False), (["launcher=local"], True), (["hydra/launcher=submitit_local"], True)],
+)
+def test_jobs_at_once_show_no_progress_bars(launcher, quiet):
+    HydraConfig.instance().set_config(composed(*launcher, hydra=True))
+    assert sweep.at_once() is quiet
+
+
+def composed(*overrides, hydra=False):
     resolvers.register_resolvers()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return compose("train", list(overrides))
+        return compose("train", list(overrides), return_hydra_config=hydra)
