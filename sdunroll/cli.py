@@ -3,18 +3,18 @@
 Nothing heavy is imported before a command runs, so that help is instant.
 """
 
-import importlib
 import logging
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr
 from io import TextIOBase
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from sdunroll.interrupt import Terminated, raise_for
+from sdunroll.resolvers import register_resolvers
 
 COMMANDS = {
     "train": "train a network, with descent constraints or without, into a run directory",
@@ -153,60 +153,16 @@ class _WithoutEcho(TextIOBase):
         return self.stream.fileno()
 
 
-def register_resolvers() -> None:
-    """Make ``sdunroll.run_dir`` known to the configs."""
-    from omegaconf import OmegaConf
-
-    def run_dir(resume: str | None, new: str) -> str:
-        """The directory of a resumed run, checked before Hydra makes it; else the new one."""
-        if resume is None:
-            return new
-        from sdunroll.runs import Run
-
-        return str(Run(resume).folder)
-
-    OmegaConf.register_new_resolver("sdunroll.run_dir", run_dir, replace=True)
-
-
 def _application(command: str) -> Any:
     """The Hydra application of a command."""
     import hydra
-    from omegaconf import DictConfig
+
+    from sdunroll.task import Task
 
     register_resolvers()
-
-    def task(config: DictConfig) -> None:
-        module = importlib.import_module(f"sdunroll.commands.{command}")
-        try:
-            module.main(config)
-        except BrokenPipeError:
-            raise
-        except Exception as error:
-            _report_failure(error, command)
-            raise
-
     return hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=command)(
-        task
+        Task(command)
     )
-
-
-def _report_failure(error: Exception, command: str) -> None:
-    """Show a job's failure at once, also in the middle of a sweep, and log its traceback."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    from sdunroll.lock import Busy
-
-    settings = HydraConfig.get()
-    job = ""
-    if settings.mode == RunMode.MULTIRUN:
-        job = f"job {settings.job.num} ({settings.job.override_dirname}): "
-    print(f"error: {job}{one_line(error, command, sys.argv[1:])}", file=sys.stderr)
-    error.already_shown = True  # type: ignore[attr-defined]
-    if isinstance(error, Busy):  # the log file is that of the process at work
-        return
-    with suppress(OSError):  # the log file cannot be opened
-        logging.getLogger("sdunroll.traceback").error("failed", exc_info=error)
 
 
 def one_line(error: BaseException, command: str, arguments: list[str]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+ENDING = (signal.SIGINT, signal.SIGTERM)
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, by which schedulers end a job; handled like Ctrl-C."""
@@ -18,26 +20,42 @@ def raise_for(number: int, *_: object) -> NoReturn:
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], None]]:
-    """Let Ctrl-C and SIGTERM wait for the next call of what this yields, which raises; a second one does
-    not wait."""
+    """Let Ctrl-C, SIGTERM and a cluster's signal of pre-emption wait for the next call of what this
+    yields; a second one does not wait.
+
+    They then do what they did before: a handler that was set is called, which may return (submitit
+    takes no notice of SIGTERM, and queues its job again on SIGUSR2); without one, it raises.
+    """
     caught: list[int] = []
+
+    def act(number: int) -> None:
+        handler = before[number]
+        if callable(handler):
+            handler(number, None)
+        else:
+            raise_for(number)
 
     def note(number: int, *_: object) -> None:
         if caught:
-            raise_for(number)
-        caught.append(number)
+            act(number)
+        else:
+            caught.append(number)
 
-    def raise_if_asked() -> None:
+    def act_if_asked() -> None:
         if caught:
-            raise_for(caught[0])
+            act(caught.pop())
 
     if threading.current_thread() is not threading.main_thread():  # where no signals arrive
-        yield raise_if_asked
+        yield act_if_asked
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    of_clusters = (signal.SIGUSR1, signal.SIGUSR2)
+    handled = [number for number in of_clusters if callable(signal.getsignal(number))]
+    before = {int(number): signal.getsignal(number) for number in (*ENDING, *handled)}
+    for number in before:
+        signal.signal(number, note)
     try:
-        yield raise_if_asked
-        raise_if_asked()
+        yield act_if_asked
+        act_if_asked()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

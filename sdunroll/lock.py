@@ -19,6 +19,8 @@ from sdunroll.checks import UserError
 
 log = logging.getLogger(__name__)
 
+TRIES = 4  # before a lock is said to be held
+
 
 class Busy(UserError):
     """What another process is working on."""
@@ -39,7 +41,20 @@ def held(path: Path) -> Iterator[None]:
         file.close()
 
 
+def in_use(path: Path) -> bool:
+    """Whether a process holds the lock on ``path``, which is looked at for a moment, not held."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:  # not there, or a file system without locks
+        return False
+
+
 def _claim(path: Path) -> TextIO:
+    tries = 0
     while True:
         try:
             file = path.open("a+", encoding="utf-8")
@@ -50,6 +65,10 @@ def _claim(path: Path) -> TextIO:
         except BlockingIOError:
             with file:
                 owner = _owner(file)
+            tries += 1
+            if tries < TRIES:  # it may be a look by in_use, or an owner that is just leaving
+                time.sleep(0.05)
+                continue
             raise Busy(
                 f"{path.parent}: in use by {owner}; wait for it or end it, or take another directory"
             ) from None

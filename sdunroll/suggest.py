@@ -17,6 +17,8 @@ def explain(error: Exception, configs: Path, command: str, arguments: list[str])
         )
     if key := re.search(r"Could not override '([^']+)'|full_key: (\S+)|Key '([^']+)'", text):
         return _unknown_key(next(filter(None, key.groups())), configs, command)
+    if plugin := re.search(r"Could not find 'hydra/(\w+/\w+)'", text):
+        return _missing_plugin(plugin.group(1), text)
     if choice := re.search(r"Could not find '([^']+)'", text):
         return _unknown_choice(choice.group(1), [configs, *_own_configs(arguments)])
     if match := re.search(r"(?:parsing override|Error parsing) '([^']+)'", text):
@@ -28,6 +30,21 @@ def explain(error: Exception, configs: Path, command: str, arguments: list[str])
             "shell if it holds spaces, brackets or commas"
         )
     return f"{text} (see sdunroll {command} --help)"
+
+
+PLUGINS = {  # what a choice of ours needs, the extra that brings it
+    "launcher/joblib": ("launcher=local", "sweep"),
+    "launcher/submitit_slurm": ("launcher=slurm", "slurm"),
+    "launcher/submitit_local": ("hydra/launcher=submitit_local", "slurm"),
+    "sweeper/optuna": ("sweeper=optuna", "optuna"),
+}
+
+
+def _missing_plugin(choice: str, text: str) -> str:
+    if choice not in PLUGINS:
+        return text
+    name, extra = PLUGINS[choice]
+    return f"{name}: expected a plugin of Hydra's that is not installed; pip install 'sdunroll[{extra}]'"
 
 
 def _unknown_key(key: str, configs: Path, command: str) -> str:
@@ -82,6 +99,7 @@ def known_keys(configs: Path, command: str) -> dict[str, list[str]]:
             config = OmegaConf.create(text)
             assert isinstance(config, DictConfig)
             config.pop("defaults", None)
+            config.pop("hydra", None)
             prefix = "" if "@package _global_" in text else f"{group}."
             for key in _flatten(config, prefix):
                 if keys.get(key) != []:  # not one of the command's own

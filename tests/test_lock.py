@@ -1,5 +1,6 @@
 import errno
 import fcntl
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import threading
 import pytest
 
 from sdunroll.cache import WriteError
-from sdunroll.lock import Busy, held
+from sdunroll.lock import Busy, held, in_use
 
 HOLD = """
 import sys, time
@@ -117,3 +118,55 @@ def test_an_owner_that_never_says_who_it_is(tmp_path, monkeypatch):
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(Busy, match="in use by another process"), held(path):
             pass
+
+
+def _try(path, barrier, answers):
+    """Claim ``path`` at the same moment as others, and hold it until all have their answer."""
+    barrier.wait()
+    try:
+        with held(path):
+            answers.put((os.getpid(), None))
+            barrier.wait()
+    except Busy as error:
+        answers.put((os.getpid(), str(error)))
+        barrier.wait()
+
+
+def test_of_many_at_once_one_gets_it_and_the_others_know_who(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    count = 12
+    for _ in range(5):
+        barrier, answers = fork.Barrier(count), fork.Queue()
+        arguments = (tmp_path / "work.lock", barrier, answers)
+        tries = [fork.Process(target=_try, args=arguments) for _ in range(count)]
+        for one in tries:
+            one.start()
+        got = [answers.get(timeout=30) for _ in tries]
+        for one in tries:
+            one.join()
+        (owner,) = [process for process, refusal in got if refusal is None]
+        refusals = [refusal for _, refusal in got if refusal is not None]
+        assert all(f"in use by process {owner} " in refusal for refusal in refusals)
+        assert not list(tmp_path.iterdir())
+
+
+def _look(path, done):
+    while not done.is_set():
+        in_use(path)
+
+
+def test_a_look_does_not_keep_anybody_from_claiming(tmp_path):
+    path = tmp_path / "work.lock"
+    path.write_text("process 1 on a machine that was switched off")
+    assert not in_use(path)
+    assert not in_use(tmp_path / "no.lock")
+    fork = multiprocessing.get_context("fork")
+    done = fork.Event()
+    looking = fork.Process(target=_look, args=(path, done))
+    looking.start()
+    for _ in range(300):
+        with held(path):
+            assert in_use(path)
+        path.write_text("process 1 on a machine that was switched off")
+    done.set()
+    looking.join()

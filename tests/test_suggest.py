@@ -35,3 +35,14 @@ def test_a_choice_in_a_group_that_is_not_there():
     error = ValueError("Could not find 'planet/mars'\n\nAvailable options ...")
     text = explain(error, cli.config_folder(), "train", [])
     assert text == "planet/mars: no such config; see --help for the groups"
+
+
+def test_a_launcher_that_is_not_installed():
+    error = ValueError("Could not find 'hydra/launcher/joblib'\n\nAvailable options ...")
+    text = explain(error, cli.config_folder(), "train", [])
+    assert text == (
+        "launcher=local: expected a plugin of Hydra's that is not installed; "
+        "pip install 'sdunroll[sweep]'"
+    )
+    error = ValueError("Could not find 'hydra/launcher/other'\n\nAvailable options ...")
+    assert "hydra/launcher/other" in explain(error, cli.config_folder(), "train", [])

@@ -2,16 +2,18 @@
 
 import logging
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from sdunroll.checks import InvalidValue, boolean
-from sdunroll.commands import saving
+from sdunroll.commands import saving, sweep
 from sdunroll.commands.assemble import (
     Experiment,
     assemble,
@@ -20,6 +22,7 @@ from sdunroll.commands.assemble import (
     set_up_torch,
     trusted_run,
 )
+from sdunroll.commands.dry_run import dry_run
 from sdunroll.interrupt import deferred
 from sdunroll.lock import held
 from sdunroll.provenance import collect_provenance
@@ -31,25 +34,48 @@ log = logging.getLogger(__name__)
 
 # what may change when going on
 RESUMABLE = ("training.stop_after", "device", "threads", "trust", "resume")
+OF_THE_CALL = ("trust", "sweep", "retry", "dry_run")  # settings of a call, not of the run
 
 
-def main(config: DictConfig) -> None:
-    """Train as ``config`` says, or go on with the run in ``config.resume``."""
-    folder = _short(HydraConfig.get().runtime.output_dir)
-    with held(folder / "train.lock"):
-        _main(config, folder)
+def main(config: DictConfig) -> float | None:
+    """Train as ``config`` says, or go on with the run in ``config.resume``; or try, if ``dry_run``.
+
+    Returns what a sweeper minimises, :func:`sweep.objective`.
+    """
+    if boolean("dry_run", config.dry_run):
+        dry_run(config)
+        return None
+    settings = HydraConfig.get()
+    folder = _short(settings.runtime.output_dir)
+    of_sweep = settings.mode == RunMode.MULTIRUN
+    if config.sweep is not None and not of_sweep:
+        raise InvalidValue(
+            f"sweep: expected -m or a launcher beside it, got sweep={config.sweep} alone; for one run "
+            "give hydra.run.dir"
+        )
+    with held(folder / "train.lock"), ExitStack() as stack:
+        if of_sweep and config.device != "cpu":
+            stack.enter_context(sweep.own_gpu(Path(settings.sweep.dir), settings.job.num))
+        run = _main(config, folder, of_sweep=of_sweep)
     print(folder)
+    return sweep.objective(run)
 
 
-def _main(config: DictConfig, folder: Path) -> None:
+def _main(config: DictConfig, folder: Path, *, of_sweep: bool) -> Run:
     began = time.monotonic()
-    if config.resume is None:
-        training, experiment, run = _begin(config, folder)
-    else:
-        training, experiment, run = _go_on(config)
+    run = None
+    if config.resume is not None:
+        run = _resumed(config)
+    elif of_sweep:
+        retry = boolean("retry", config.retry)
+        run = sweep.standing(folder, _resolved(config), retry=retry)
+        if run is not None and (folder / "summary.json").exists():
+            log.info("%s has finished before", folder)
+            return run
+    training, experiment, run = _begin(config, folder) if run is None else _go_on(config, run)
     if training.finished() and (folder / "summary.json").exists():
         log.info("%s has finished its %d epochs", folder, training.epochs_done)
-        return
+        return run
     try:
         try:
             _train(training, experiment, run)
@@ -57,15 +83,16 @@ def _main(config: DictConfig, folder: Path) -> None:
             saving.add_cost(run, time.monotonic() - began)
         if training.finished():
             saving.summarise(training, experiment, run)
-            return
-    except KeyboardInterrupt as stop:
+            return run
+    except (KeyboardInterrupt, SystemExit) as stop:  # the latter: submitit queues the job again
         log.error("interrupted %s", _how_to_go_on(training, run))
-        stop.already_shown = True  # type: ignore[attr-defined]
+        stop.already_shown = True  # type: ignore[union-attr]
         raise
     print(
         f"stopped after epoch {training.epochs_done}, as training.stop_after asks; "
         f"go on with: sdunroll train resume={run.folder}"
     )
+    return run
 
 
 def _how_to_go_on(training: Training, run: Run) -> str:
@@ -118,17 +145,20 @@ def _begin(config: DictConfig, folder: Path) -> tuple[Training, Experiment, Run]
         seed=config.seed,
         overrides=HydraConfig.get().overrides.task,
     )
+    return training, experiment, Run.create(folder, _resolved(config), provenance)
+
+
+def _resolved(config: DictConfig) -> DictConfig:
+    """The configuration as it is saved."""
     resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     assert isinstance(resolved, DictConfig)
-    del resolved["trust"]  # it is the reader's to say, not the run's
-    return (
-        training,
-        experiment,
-        Run.create(folder, resolved, provenance),
-    )
+    for name in OF_THE_CALL:
+        del resolved[name]
+    return resolved
 
 
-def _go_on(config: DictConfig) -> tuple[Training, Experiment, Run]:
+def _resumed(config: DictConfig) -> Run:
+    """The run in ``config.resume``."""
     run = trusted_run(config.resume, config.trust)
     given = HydraConfig.get().overrides.task
     refused = [item for item in given if item.split("=")[0].lstrip("+~") not in RESUMABLE]
@@ -137,6 +167,11 @@ def _go_on(config: DictConfig) -> tuple[Training, Experiment, Run]:
             f"resume: a run goes on as it was configured; beside resume, expected only "
             f"{', '.join(RESUMABLE[:-1])}, got {' '.join(refused)}; leave it out or start a new run"
         )
+    return run
+
+
+def _go_on(config: DictConfig, run: Run) -> tuple[Training, Experiment, Run]:
+    given = HydraConfig.get().overrides.task
     stored = run.config.copy()
     stored.training.stop_after = config.training.stop_after
     device = set_up_torch(
@@ -167,7 +202,7 @@ def _train(training: Training, experiment: Experiment, run: Run) -> None:
             initial=training.epochs_done * steps,
             unit="step",
             desc="train",
-            disable=None,
+            disable=sweep.at_once() or None,  # None: unless a person looks on
         ) as bar,
     ):
 

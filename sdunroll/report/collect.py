@@ -12,12 +12,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from sdunroll import failed
 from sdunroll.checks import UserError
+from sdunroll.lock import in_use
 from sdunroll.runs import Run, RunError
 
 # settings that do not make another method
-OWN = ("seed", "seeds", "device", "threads", "resume", "trust")
-HIDDEN = (*OWN, "training.stop_after", "hydra")  # overrides that a method's name leaves out
+OWN = ("seed", "seeds", "device", "threads", "resume", "trust", "sweep", "retry", "dry_run")
+# overrides that a method's name leaves out
+HIDDEN = (*OWN, "training.stop_after", "hydra", "launcher", "sweeper")
+SIGNS = ("config.yaml", failed.NAME, "train.lock")  # of a run: saved, failed before, or just begun
 
 
 @dataclass(frozen=True)
@@ -141,10 +145,10 @@ def _folders(pattern: str) -> Iterator[Path]:
     path = Path(pattern)
     roots = [path] if path.exists() else sorted(Path(path.anchor or ".").glob(_relative(path)))
     for root in roots:
-        if (root / "config.yaml").is_file():
+        if any((root / sign).is_file() for sign in SIGNS):
             yield root
         elif root.is_dir():
-            yield from (found.parent for found in root.rglob("config.yaml"))
+            yield from (found.parent for sign in SIGNS for found in root.rglob(sign))
 
 
 def _relative(path: Path) -> str:
@@ -153,8 +157,12 @@ def _relative(path: Path) -> str:
 
 def _read(folder: Path) -> Record | None:
     """The run in ``folder``; None if that is no run's; what cannot be read becomes a note."""
-    if not (folder / "provenance.json").is_file():
-        return None
+    reason = failed.reason(folder)
+    state = None if reason is None else f"failed: {reason}"
+    if in_use(folder / "train.lock"):
+        state = "running"
+    if not all((folder / name).is_file() for name in ("config.yaml", "provenance.json")):
+        return None if state is None else Record(folder, {"seed": -1}, {}, notes=[state])
     try:
         run = Run(folder)
     except RunError as error:
@@ -178,7 +186,8 @@ def _read(folder: Path) -> Record | None:
         if (found := optional(f"perturb/{path.name}")) is not None
     }
     if summary is None:
-        notes.append(f"not finished: {len(run.history())} of {run.config.training.epochs} epochs")
+        epochs = f"{len(run.history())} of {run.config.training.epochs} epochs"
+        notes.append(f"{state or 'not finished'}: {epochs}")
     else:
         best = summary["best_epoch"]
         stale = [
