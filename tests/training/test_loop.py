@@ -12,6 +12,7 @@ from sdunroll.perturbations import LayerNoise
 from sdunroll.primal_dual import Ascent, NotFinite, ProportionalIntegral
 from sdunroll.randomness import generator
 from sdunroll.training import Training, TrainingSettings, half_squared_distance
+from sdunroll.training.validation import Validation
 from tests.conftest import make_batch, make_problem
 
 PROBLEM = make_problem(dtype=torch.float32)
@@ -164,7 +165,7 @@ def test_the_best_epoch_is_a_feasible_one_first(monkeypatch):
 
     def validate():
         loss, slack = next(outcomes)
-        return loss, loss, slack, slack, torch.zeros(3)
+        return Validation(loss, loss, slack, slack, torch.zeros(3))
 
     monkeypatch.setattr(training, "_validate", validate)
     assert [epoch.best for epoch in training.run()] == [True, True, True, True, False]
@@ -179,7 +180,7 @@ def test_the_surer_an_epoch_is_feasible_the_earlier_it_goes(monkeypatch):
     def validate():
         loss, slack, uncertainty = next(outcomes)
         full = torch.full((3,), slack)
-        return loss, loss, full, full + 0.1, torch.full((3,), uncertainty)
+        return Validation(loss, loss, full, full + 0.1, torch.full((3,), uncertainty))
 
     monkeypatch.setattr(training, "_validate", validate)
     epochs = list(training.run())
@@ -211,7 +212,9 @@ def test_feasible_with_the_margin_means_more_than_the_demanded_descent(form):
 def test_patience(monkeypatch):
     training = make(epochs=50, patience=3)
     losses = iter([3.0, 1.0, 2.0, 2.0, 2.0])
-    monkeypatch.setattr(training, "_validate", lambda: (next(losses), 0.0, *torch.zeros(3, 3)))
+    monkeypatch.setattr(
+        training, "_validate", lambda: Validation(next(losses), 0.0, *torch.zeros(3, 3))
+    )
     assert len(list(training.run())) == 5
     assert training.finished()
 
@@ -237,7 +240,9 @@ def test_stops_before_the_update_and_names_the_layer():
 
 def test_a_validation_that_is_not_finite_is_no_epoch(monkeypatch):
     training = make()
-    monkeypatch.setattr(training, "_validate", lambda: (math.nan, 0.0, *torch.zeros(3, 3)))
+    monkeypatch.setattr(
+        training, "_validate", lambda: Validation(math.nan, 0.0, *torch.zeros(3, 3))
+    )
     with pytest.raises(NotFinite, match=r"epoch 1: the validation loss or slack is not finite"):
         next(training.run())
     assert training.epochs_done == 0

@@ -1,0 +1,116 @@
+"""The forward pass of a training step: its trajectory, its loss and the constraint's moments.
+
+Legend: L layers, P parts of a measure (mostly 1), R = P L rows of the constraint, B instances.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdunroll.constraints import DescentConstraint
+from sdunroll.data import Batch
+from sdunroll.networks import Trajectory, UnrolledNetwork
+from sdunroll.perturbations import Perturbation
+from sdunroll.problems import Problem
+from sdunroll.randomness import generator
+from sdunroll.training.epoch import half_squared_distance
+from sdunroll.training.schedules import Stage
+
+
+class Pass(NamedTuple):
+    """What a forward pass came to.
+
+    Attributes:
+        path: the trajectory.
+        loss: mean loss, a scalar with its graph.
+        moments: the constraint's, (2, R), with their graph where multipliers need it.
+    """
+
+    path: Trajectory
+    loss: Tensor
+    moments: Tensor
+
+
+class Forward:
+    """Runs a network on a batch, with noise between the layers, and measures it.
+
+    Args:
+        network, problem, constraint: of the training.
+        noise: what disturbs the layers.
+        seed: of the starts and of the noise.
+        device: where the batches are.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: UnrolledNetwork,
+        problem: Problem,
+        constraint: DescentConstraint,
+        noise: Perturbation,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.network = network
+        self.problem = problem
+        self.constraint = constraint
+        self.noise = noise
+        self.start_rng = generator(seed, "training/start", device)
+        self.noise_rng = generator(seed, "training/noise", device)
+
+    def __call__(self, batch: Batch, stage: Stage, *, constrained: bool) -> Pass:
+        """The pass of a stage, up to its layer; ``constrained`` says whether the moments need a graph."""
+        noise = self.noise.between_layers(self.problem, batch, self.noise_rng)
+        path = self.network(
+            batch.obs,
+            generator=self.start_rng,
+            perturb=noise,
+            depth=stage.layer,
+            frozen=stage.layer - 1 if stage.alone else 0,
+        )
+        loss = half_squared_distance(path.output, batch.target).mean()
+        with torch.set_grad_enabled(constrained):
+            moments = self._moments(path, batch, stage)
+        return Pass(path, loss, moments)
+
+    def _moments(self, path: Trajectory, batch: Batch, stage: Stage) -> Tensor:
+        """The constraint's moments, (2, R); 0 for layers that are not run yet, which so count as
+        descending."""
+        moments = self.constraint.moments(self.problem, path, batch)
+        depth = len(path.outputs)
+        if stage.alone:  # the layers before are fixed
+            moments = moments.unflatten(1, (-1, depth))  # (2, P, depth)
+            moments = torch.cat([moments[..., :-1].detach(), moments[..., -1:]], -1).flatten(1)
+        return all_layers(moments, depth, self.network.num_layers)
+
+    def state_dict(self) -> dict:
+        """The states of the generators."""
+        return {
+            "start_rng": self.start_rng.get_state(),
+            "noise_rng": self.noise_rng.get_state(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from :meth:`state_dict`."""
+        self.start_rng.set_state(state["start_rng"].cpu())
+        self.noise_rng.set_state(state["noise_rng"].cpu())
+
+
+def all_layers(values: Tensor, depth: int, num_layers: int) -> Tensor:
+    """``values`` of the first ``depth`` layers, (2, P depth, ...), with 0 for the rest, (2, R, ...)."""
+    if depth == num_layers:
+        return values
+    parts = values.unflatten(1, (-1, depth))
+    missing = parts.new_zeros(*parts.shape[:2], num_layers - depth, *parts.shape[3:])
+    return torch.cat([parts, missing], 2).flatten(1, 2)
+
+
+def first_broken(path: Trajectory) -> str | None:
+    """Where values that are not finite come from; None if all states are finite."""
+    finite = path.states.isfinite().flatten(1).all(1).tolist()
+    if all(finite):
+        return None
+    layer = finite.index(False)
+    place = f"layer {layer} returned" if layer else "the start y_0 has"
+    return f"{place} values that are not finite"
