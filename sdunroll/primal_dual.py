@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sdunroll import checks
+from sdunroll.distributed import ALONE, Ranks
 
 
 class NotFinite(checks.UserError, FloatingPointError):
@@ -108,6 +109,7 @@ class PrimalDual:
         dual: how the multipliers are updated.
         num_constraints: K.
         clip_norm: the gradient of the Lagrangian is scaled down to this norm; None leaves it.
+        ranks: the processes over which gradients are summed.
     """
 
     def __init__(
@@ -118,10 +120,12 @@ class PrimalDual:
         dual: DualUpdate,
         num_constraints: int,
         clip_norm: float | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.parameters = dict(parameters)
         self.optimizer = optimizer
         self.dual = dual
+        self.ranks = ranks
         count = checks.integer("num_constraints", num_constraints, low=0)
         self.clip_norm = math.inf
         if clip_norm is not None:
@@ -149,14 +153,15 @@ class PrimalDual:
             raise NotFinite(f"the Lagrangian is {lagrangian.item()}")
         self.optimizer.zero_grad(set_to_none=True)
         lagrangian.backward()
-        self._clip()
+        self._sum_and_clip()
         self.optimizer.step()
         return lagrangian.detach()
 
-    def _clip(self) -> None:
+    def _sum_and_clip(self) -> None:
         gradients = {
             name: weight.grad for name, weight in self.parameters.items() if weight.grad is not None
         }
+        self.ranks.sum_(list(gradients.values()))
         norms = torch.stack(torch._foreach_norm(list(gradients.values())))
         total = float(torch.linalg.vector_norm(norms))
         if not math.isfinite(total):

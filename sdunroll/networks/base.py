@@ -104,6 +104,7 @@ class UnrolledNetwork(nn.Module, ABC):
         perturb: Perturb | None = None,
         depth: int | None = None,
         frozen: int = 0,
+        start: Tensor | None = None,
     ) -> Trajectory:
         """Run the layers on x, (B, ...), and return their trajectory.
 
@@ -112,11 +113,12 @@ class UnrolledNetwork(nn.Module, ABC):
             perturb: acts on y_0 .. y_{L-1} before the next layer.
             depth: the last layer to run, L by default.
             frozen: the number of first layers that are run without gradients.
+            start: y_0, (B, ...), by default what :meth:`initial` gives.
         """
         depth = self.num_layers if depth is None else depth
         shared = self.precompute(obs)
         problems = self.problems()
-        y = self.initial(obs, generator)
+        y = self.initial(obs, generator) if start is None else start
         states, received = [y], []
         for index in range(1, depth + 1):
             if perturb is not None:

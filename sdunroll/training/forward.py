@@ -1,5 +1,6 @@
 """The forward pass of a training step: its trajectory, its loss and the constraint's moments.
 
+Of several processes, each takes its part of the batch; loss and moments are those of the whole.
 Legend: L layers, P parts of a measure (mostly 1), R = P L rows of the constraint, B instances.
 """
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from sdunroll.constraints import DescentConstraint
 from sdunroll.data import Batch
-from sdunroll.networks import Trajectory, UnrolledNetwork
+from sdunroll.distributed import Ranks, Share
+from sdunroll.networks import Perturb, Trajectory, UnrolledNetwork
 from sdunroll.perturbations import Perturbation
 from sdunroll.problems import Problem
 from sdunroll.randomness import generator
@@ -22,7 +24,7 @@ class Pass(NamedTuple):
     """What a forward pass came to.
 
     Attributes:
-        path: the trajectory.
+        path: the trajectory of this process's part.
         loss: mean loss, a scalar with its graph.
         moments: the constraint's, (2, R), with their graph where multipliers need it.
     """
@@ -40,6 +42,7 @@ class Forward:
         noise: what disturbs the layers.
         seed: of the starts and of the noise.
         device: where the batches are.
+        ranks: the processes that share them.
     """
 
     def __init__(
@@ -51,33 +54,58 @@ class Forward:
         noise: Perturbation,
         seed: int,
         device: torch.device,
+        ranks: Ranks,
     ) -> None:
         self.network = network
         self.problem = problem
         self.constraint = constraint
         self.noise = noise
+        self.ranks = ranks
         self.start_rng = generator(seed, "training/start", device)
         self.noise_rng = generator(seed, "training/noise", device)
 
     def __call__(self, batch: Batch, stage: Stage, *, constrained: bool) -> Pass:
         """The pass of a stage, up to its layer; ``constrained`` says whether the moments need a graph."""
         noise = self.noise.between_layers(self.problem, batch, self.noise_rng)
-        path = self.network(
-            batch.obs,
-            generator=self.start_rng,
-            perturb=noise,
-            depth=stage.layer,
-            frozen=stage.layer - 1 if stage.alone else 0,
+        frozen = stage.layer - 1 if stage.alone else 0
+        path, part, share = self.run(
+            batch, self.start_rng, perturb=noise, depth=stage.layer, frozen=frozen
         )
-        loss = half_squared_distance(path.output, batch.target).mean()
+        loss = share.mean(half_squared_distance(path.output, part.target))
         with torch.set_grad_enabled(constrained):
-            moments = self._moments(path, batch, stage)
+            moments = self._moments(path, part, share, stage)
         return Pass(path, loss, moments)
 
-    def _moments(self, path: Trajectory, batch: Batch, stage: Stage) -> Tensor:
+    def run(
+        self,
+        batch: Batch,
+        generator: torch.Generator,
+        *,
+        depth: int,
+        perturb: Perturb | None = None,
+        frozen: int = 0,
+    ) -> tuple[Trajectory, Batch, Share]:
+        """The trajectory of this process's part of a batch, that part, and which it is.
+
+        y_0 and ``perturb`` are drawn for the whole batch, so that they do not depend on the number of
+        processes. Arguments as those of the network.
+        """
+        share = self.ranks.share(len(batch.obs))
+        part = Batch(*(values[share.rows] for values in batch))
+        path = self.network(
+            part.obs,
+            generator=generator,
+            perturb=share.perturb(perturb),
+            depth=depth,
+            frozen=frozen,
+            start=self.network.initial(batch.obs, generator)[share.rows],
+        )
+        return path, part, share
+
+    def _moments(self, path: Trajectory, part: Batch, share: Share, stage: Stage) -> Tensor:
         """The constraint's moments, (2, R); 0 for layers that are not run yet, which so count as
         descending."""
-        moments = self.constraint.moments(self.problem, path, batch)
+        moments = self.constraint.moments(self.problem, path, part, mean=share.mean)
         depth = len(path.outputs)
         if stage.alone:  # the layers before are fixed
             moments = moments.unflatten(1, (-1, depth))  # (2, P, depth)
@@ -106,11 +134,11 @@ def all_layers(values: Tensor, depth: int, num_layers: int) -> Tensor:
     return torch.cat([parts, missing], 2).flatten(1, 2)
 
 
-def first_broken(path: Trajectory) -> str | None:
-    """Where values that are not finite come from; None if all states are finite."""
-    finite = path.states.isfinite().flatten(1).all(1).tolist()
-    if all(finite):
+def first_broken(path: Trajectory, ranks: Ranks) -> str | None:
+    """Where values that are not finite come from; None if all states of all processes are finite."""
+    broken = ranks.total((~path.states.isfinite()).flatten(1).any(1).float()).tolist()
+    if not any(broken):
         return None
-    layer = finite.index(False)
+    layer = list(map(bool, broken)).index(True)
     place = f"layer {layer} returned" if layer else "the start y_0 has"
     return f"{place} values that are not finite"

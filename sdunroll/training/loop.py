@@ -13,6 +13,7 @@ from torch import Tensor
 from sdunroll import checks
 from sdunroll.constraints import DescentConstraint
 from sdunroll.data import Batch, FreshLoader, Loader
+from sdunroll.distributed import ALONE, Ranks
 from sdunroll.networks import UnrolledNetwork
 from sdunroll.primal_dual import DualUpdate, NotFinite, PrimalDual
 from sdunroll.problems import Problem
@@ -38,6 +39,7 @@ class Training:
         seed: of the order of the data and of all noise.
         draw: ``(count, generator) -> Batch`` makes new instances for each step, as many in an epoch as
             ``train`` has; None walks over ``train``.
+        ranks: the processes that train together, each with the same arguments.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Training:
         val: Batch,
         seed: int,
         draw: Callable[[int, torch.Generator], Batch] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.settings = settings
         self.network = network
@@ -76,6 +79,7 @@ class Training:
             dual=dual,
             num_constraints=len(self.constrained),
             clip_norm=settings.clip_norm,
+            ranks=ranks,
         )
         self.forward = Forward(
             network=network,
@@ -84,6 +88,7 @@ class Training:
             noise=settings.noise,
             seed=seed,
             device=train.obs.device,
+            ranks=ranks,
         )
         size, order = settings.batch_size, generator(seed, "training/order")
         self.loader: Loader | FreshLoader
@@ -158,6 +163,7 @@ class Training:
         first = Batch(*(values[: self.settings.batch_size] for values in self.train))
         rng = generator(self.seed, "training/prepare", first.obs.device)
         prepare(self.forward, first, rows=self.constrained, generator=rng)
+        self.forward.ranks.align(self.network)
 
     def _next_stage(self) -> None:
         """Go on to the next stage: with a new optimizer, since the moments of the old one would go on
@@ -197,7 +203,7 @@ class Training:
         try:
             self.primal_dual.primal_step(loss, slack[self.constrained])
         except NotFinite as error:
-            place = first_broken(path) or str(error)
+            place = first_broken(path, self.forward.ranks) or str(error)
             raise NotFinite(self._stopped(place)) from error
         moments = moments.detach()
         if self.primal_dual.dual.every == "batch":

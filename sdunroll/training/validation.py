@@ -46,10 +46,10 @@ def validate(forward: Forward, data: Batch, *, depth: int, seed: int) -> Validat
     rng = generator(seed, "validation", data.obs.device)
     finals, measured = [], []
     for batch in data.chunks():
-        path = network(batch.obs, generator=rng, depth=depth)
-        finals.append(distance(path.output, batch.target))
-        pairs = constraint.pairs(*constraint.measures(forward.problem, path, batch))
-        measured.append(all_layers(pairs, depth, network.num_layers))
+        path, part, share = forward.run(batch, rng, depth=depth)
+        finals.append(share.gather(distance(path.output, part.target)))
+        pairs = constraint.pairs(*constraint.measures(forward.problem, path, part))
+        measured.append(all_layers(share.gather(pairs), depth, network.num_layers))
     final, pairs = torch.cat(finals), torch.cat(measured, 2)  # (N,), (2, R, N)
     means = pairs.mean(-1)
     return Validation(
