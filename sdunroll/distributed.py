@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from torch.autograd.function import FunctionCtx
 from sdunroll import checks
 
 SMALL = 2**16  # numbers of a tensor that travels with others rather than by itself
+POLL = 0.05  # seconds between looks at the notes
 PATIENCE = 1.0  # seconds in which another process may say why it ended
 
 
@@ -33,10 +35,7 @@ def _reaching_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise Lost(
-            "a process of the training has ended or cannot be reached "
-            f"({str(error).splitlines()[0]})"
-        ) from error
+        raise Lost("a process of the training has ended or cannot be reached") from error
 
 
 class _Total(torch.autograd.Function):
@@ -155,7 +154,7 @@ def launched() -> Ranks:
 
 
 @cache
-def _store() -> dist.Store:
+def notes() -> dist.Store:
     """Where the processes leave notes for each other, before they are connected and after."""
     with _reaching_others():
         store, _, _ = next(iter(dist.rendezvous("env://")))
@@ -179,55 +178,63 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", local)
 
 
-def announce() -> None:
-    """Let the other processes begin: what they read is there."""
+def announce(folder: Path) -> None:
+    """Let the other processes begin: what they read is there. ``folder`` is that of the run."""
     if launched().size > 1:
         with _reaching_others():
-            _store().set("ready", "")
+            notes().set("ready", str(folder))
 
 
-def wait_for_first() -> None:
-    """Wait until the first process has called :func:`announce`, however long it prepares data."""
+def wait_for_first() -> Path:
+    """Wait for :func:`announce` by the first process, however long that prepares data; the folder."""
     with _reaching_others():
-        while not _store().check(["ready"]):  # asked again and again, so that a signal gets through
-            time.sleep(0.1)
+        while not notes().check(["ready"]):  # asked again and again, so that a signal gets through
+            time.sleep(POLL)
+        return Path(notes().get("ready").decode())
 
 
-def connect(device: torch.device) -> None:
-    """Connect the processes: by NCCL between GPUs, by gloo otherwise."""
+@contextmanager
+def connected(device: torch.device) -> Iterator[None]:
+    """Connect the processes when all are here: by NCCL between GPUs, by gloo otherwise."""
     ranks = launched()
-    if ranks.size > 1:
-        with _reaching_others():
-            dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
-                store=_store(),
-                rank=ranks.rank,
-                world_size=ranks.size,
-            )
-
-
-def disconnect() -> None:
-    """End what :func:`connect` began, when all is done."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if ranks.size == 1:
+        yield
+        return
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    with _reaching_others():
+        notes().add("here", 1)
+        while notes().add("here", 0) < ranks.size:
+            time.sleep(POLL)
+        dist.init_process_group(backend, store=notes(), rank=ranks.rank, world_size=ranks.size)
+    try:
+        yield
+    except BaseException:
+        if backend == "gloo":  # so that others notice; NCCL would wait for those that are gone
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def may_tell(error: BaseException) -> bool:
-    """Whether it is for this process to say why the training ends, which one alone does.
+    """Whether it is for this process to say why the training ends, which one alone does; the same
+    answer each time.
 
-    Who knows only that another is gone waits for that one's own words first, and of an interruption,
-    which all notice, the first process speaks.
+    Who knows only that another is gone waits for that one's own words first. Of an interruption, which
+    all notice, the first process speaks, or else whoever has lost the interrupted one.
     """
     ranks = launched()
     if ranks.size == 1:
         return True
-    waits = isinstance(error, Lost) or (isinstance(error, KeyboardInterrupt) and ranks.rank > 0)
-    until = time.monotonic() + PATIENCE * waits
+    waits = PATIENCE if isinstance(error, Lost) else 0.0
+    if isinstance(error, KeyboardInterrupt) and ranks.rank > 0:
+        waits = 2 * PATIENCE
+    until = time.monotonic() + waits
     try:
         while time.monotonic() < until:
-            if _store().check(["told"]):
-                return False
-            time.sleep(0.05)
-        return _store().add("told", 1) == 1
+            if notes().check(["told"]):
+                break
+            time.sleep(POLL)
+        own = str(ranks.rank)
+        return notes().compare_set("told", "", own).decode() == own
     except (RuntimeError, Lost):  # the notes are gone with the process that kept them
         return True

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -17,15 +18,23 @@ def raise_for(number: int, *_: object) -> NoReturn:
 
 
 @contextmanager
-def deferred() -> Iterator[Callable[[], None]]:
+def deferred(*, echo: float = 0.0) -> Iterator[Callable[[], None]]:
     """Let Ctrl-C and SIGTERM wait for the next call of what this yields, which raises; a second one does
-    not wait."""
+    not wait.
+
+    Args:
+        echo: seconds in which a second one is taken for the first one again.
+    """
     caught: list[int] = []
+    first = 0.0
 
     def note(number: int, *_: object) -> None:
-        if caught:
+        nonlocal first
+        if not caught:
+            first = time.monotonic()
+            caught.append(number)
+        elif time.monotonic() - first >= echo:
             raise_for(number)
-        caught.append(number)
 
     def raise_if_asked() -> None:
         if caught:

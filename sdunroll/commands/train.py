@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from sdunroll import distributed
 from sdunroll.checks import InvalidValue, boolean
 from sdunroll.commands import saving
 from sdunroll.commands.assemble import Experiment, assemble, instantiate, set_up_torch, trusted_run
@@ -27,7 +30,11 @@ RESUMABLE = ("training.stop_after", "device", "threads", "trust", "resume")
 
 
 def main(config: DictConfig) -> None:
-    """Train as ``config`` says, or go on with the run in ``config.resume``."""
+    """Train as ``config`` says, or go on with the run in ``config.resume``; of several processes, the
+    first one holds the run directory, and the others train along."""
+    if distributed.launched().rank > 0:
+        _train_along(config)
+        return
     folder = _short(HydraConfig.get().runtime.output_dir)
     with held(folder / "train.lock"):
         _main(config, folder)
@@ -40,6 +47,7 @@ def _main(config: DictConfig, folder: Path) -> None:
         training, experiment, run = _begin(config, folder)
     else:
         training, experiment, run = _go_on(config)
+    distributed.announce(folder)
     if training.finished() and (folder / "summary.json").exists():
         log.info("%s has finished its %d epochs", folder, training.epochs_done)
         return
@@ -52,7 +60,8 @@ def _main(config: DictConfig, folder: Path) -> None:
             saving.summarise(training, experiment, run)
             return
     except KeyboardInterrupt as stop:
-        log.error("interrupted %s", _how_to_go_on(training, run))
+        if distributed.may_tell(stop):
+            log.error("interrupted %s", _how_to_go_on(training, folder))
         stop.already_shown = True  # type: ignore[attr-defined]
         raise
     print(
@@ -61,7 +70,39 @@ def _main(config: DictConfig, folder: Path) -> None:
     )
 
 
-def _how_to_go_on(training: Training, run: Run) -> str:
+def _train_along(config: DictConfig) -> None:
+    """Take part in the training of the first process; nothing is written here."""
+    folder = distributed.wait_for_first()
+    if config.resume is None:
+        training, _ = _build(config, set_up_torch(config))
+    else:
+        training, *_ = _load(config)
+    if not training.finished():
+        with _together(training, folder) as leave_if_asked:
+            for _ in training.run(leave_if_asked):
+                pass
+
+
+@contextmanager
+def _together(training: Training, folder: Path) -> Iterator[Callable[[], None]]:
+    """Connect the processes, if there are several, and let interruptions wait for the next call of what
+    this yields.
+
+    Errors: :class:`sdunroll.distributed.Lost`, unless it was an interruption that all processes heard.
+    """
+    echo = float(
+        distributed.launched().size > 1
+    )  # Ctrl-C comes from the terminal and from torchrun
+    with distributed.connected(training.train.obs.device), deferred(echo=echo) as leave_if_asked:
+        try:
+            yield leave_if_asked
+        except distributed.Lost as error:
+            leave_if_asked()
+            distributed.may_tell(error)  # hears others out while signals still wait
+            raise distributed.Lost(f"{error} {_how_to_go_on(training, folder)}") from error
+
+
+def _how_to_go_on(training: Training, folder: Path) -> str:
     """Where a training was interrupted, what of it is lost, and how to go on."""
     epoch = training.epochs_done
     where = f"in epoch {epoch + 1}, whose steps are lost"
@@ -69,7 +110,7 @@ def _how_to_go_on(training: Training, run: Run) -> str:
         where = "after the last epoch"
     if not epoch:
         return f"{where}; nothing was saved yet, train again"
-    return f"{where}; go on with: sdunroll train resume={run.folder}"
+    return f"{where}; go on with: sdunroll train resume={folder}"
 
 
 def _build(
@@ -92,6 +133,7 @@ def _build(
         val=experiment.instances("val"),
         seed=config.seed,
         draw=experiment.draw if settings.fresh else None,
+        ranks=distributed.launched(),
     )
     if state is not None:
         training.load_state_dict(state)
@@ -106,6 +148,7 @@ def _begin(config: DictConfig, folder: Path) -> tuple[Training, Experiment, Run]
     provenance = collect_provenance(
         device=_device_name(device),
         threads=torch.get_num_threads(),
+        processes=distributed.launched().size,
         seed=config.seed,
         overrides=HydraConfig.get().overrides.task,
     )
@@ -120,6 +163,12 @@ def _begin(config: DictConfig, folder: Path) -> tuple[Training, Experiment, Run]
 
 
 def _go_on(config: DictConfig) -> tuple[Training, Experiment, Run]:
+    training, experiment, run = _load(config)
+    run.truncate_history(training.epochs_done)
+    return training, experiment, run
+
+
+def _load(config: DictConfig) -> tuple[Training, Experiment, Run]:
     run = trusted_run(config.resume, config.trust)
     given = HydraConfig.get().overrides.task
     refused = [item for item in given if item.split("=")[0].lstrip("+~") not in RESUMABLE]
@@ -142,7 +191,6 @@ def _go_on(config: DictConfig) -> tuple[Training, Experiment, Run]:
     )
     state = run.load_last()
     training, experiment = _build(stored, device, state)
-    run.truncate_history(training.epochs_done)
     return training, experiment, run
 
 
@@ -152,7 +200,7 @@ def _train(training: Training, experiment: Experiment, run: Run) -> None:
     steps, total = len(training.loader), training.settings.epochs
     warn_if_stalled = saving.StallWarning(labels)
     with (
-        deferred() as leave_if_asked,
+        _together(training, run.folder) as leave_if_asked,
         tqdm(
             total=total * steps,
             initial=training.epochs_done * steps,
