@@ -7,6 +7,7 @@ import torch
 from sdunroll.checks import InvalidValue
 from sdunroll.constraints import Distance
 from sdunroll.data import Batch
+from sdunroll.distributed import ALONE
 from sdunroll.networks import Lista
 from sdunroll.perturbations import LayerNoise
 from sdunroll.primal_dual import Ascent, NotFinite, ProportionalIntegral
@@ -24,7 +25,7 @@ def draw(count, rng):
     return PROBLEM.instances(torch.randn(count, features, generator=rng))
 
 
-def make(constrained=True, dual=None, constraint=None, seed=0, draw=None, **changes):
+def make(constrained=True, dual=None, constraint=None, seed=0, draw=None, ranks=ALONE, **changes):
     settings = {
         "epochs": 4,
         "batch_size": 16,
@@ -46,6 +47,7 @@ def make(constrained=True, dual=None, constraint=None, seed=0, draw=None, **chan
         val=VAL,
         seed=seed,
         draw=draw,
+        ranks=ranks,
     )
 
 
