@@ -134,6 +134,7 @@ def _build(
         seed=config.seed,
         draw=experiment.draw if settings.fresh else None,
         ranks=distributed.launched(),
+        precision=config.get("precision", "fp32"),
     )
     if state is not None:
         training.load_state_dict(state)

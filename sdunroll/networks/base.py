@@ -66,6 +66,7 @@ class UnrolledNetwork(nn.Module, ABC):
         super().__init__()
         self.num_layers = checks.integer("num_layers", num_layers)
         self.shares_weights = False  # whether training one layer alone would move another
+        self.exact = False  # whether layers need all digits of float32, as inverses do
 
     @abstractmethod
     def initial(self, obs: Tensor, generator: torch.Generator) -> Tensor:
@@ -125,7 +126,8 @@ class UnrolledNetwork(nn.Module, ABC):
                 y = perturb(index - 1, y)
                 received.append(y)
             with torch.set_grad_enabled(torch.is_grad_enabled() and index > frozen):
-                y = self.layer(index, y, shared)
+                # under autocast, a layer may return fewer digits than the estimates are kept in
+                y = self.layer(index, y, shared).to(y.dtype)
             states.append(y)
         return Trajectory(
             torch.stack(states),

@@ -4,11 +4,12 @@ Of several processes, each takes its part of the batch; loss and moments are tho
 Legend: L layers, P parts of a measure (mostly 1), R = P L rows of the constraint, B instances.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sdunroll import checks
 from sdunroll.constraints import DescentConstraint
 from sdunroll.data import Batch
 from sdunroll.distributed import Ranks, Share
@@ -18,6 +19,8 @@ from sdunroll.problems import Problem
 from sdunroll.randomness import generator
 from sdunroll.training.epoch import half_squared_distance
 from sdunroll.training.schedules import Stage
+
+Precision = Literal["fp32", "bf16"]
 
 
 class Pass(NamedTuple):
@@ -43,6 +46,10 @@ class Forward:
         seed: of the starts and of the noise.
         device: where the batches are.
         ranks: the processes that share them.
+        precision: "bf16" runs the network's matrix products in bfloat16 while it trains; weights,
+            estimates, measures, loss and moments have the digits of the data, as with "fp32".
+
+    Errors: bf16 for a network that needs more digits.
     """
 
     def __init__(
@@ -55,12 +62,20 @@ class Forward:
         seed: int,
         device: torch.device,
         ranks: Ranks,
+        precision: Precision,
     ) -> None:
+        checks.choice("precision", precision, ("fp32", "bf16"))
+        if precision == "bf16" and network.exact:
+            raise checks.InvalidValue(
+                "precision: expected fp32 for layers that invert a map, whose inverse is wrong with "
+                "fewer digits, got bf16; take precision=fp32 or network=prox_cnn"
+            )
         self.network = network
         self.problem = problem
         self.constraint = constraint
         self.noise = noise
         self.ranks = ranks
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
         self.start_rng = generator(seed, "training/start", device)
         self.noise_rng = generator(seed, "training/noise", device)
 
@@ -68,9 +83,10 @@ class Forward:
         """The pass of a stage, up to its layer; ``constrained`` says whether the moments need a graph."""
         noise = self.noise.between_layers(self.problem, batch, self.noise_rng)
         frozen = stage.layer - 1 if stage.alone else 0
-        path, part, share = self.run(
-            batch, self.start_rng, perturb=noise, depth=stage.layer, frozen=frozen
-        )
+        with self.autocast:
+            path, part, share = self.run(
+                batch, self.start_rng, perturb=noise, depth=stage.layer, frozen=frozen
+            )
         loss = share.mean(half_squared_distance(path.output, part.target))
         with torch.set_grad_enabled(constrained):
             moments = self._moments(path, part, share, stage)

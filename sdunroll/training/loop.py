@@ -12,14 +12,14 @@ from torch import Tensor
 
 from sdunroll import checks
 from sdunroll.constraints import DescentConstraint
-from sdunroll.data import Batch, FreshLoader, Loader
+from sdunroll.data import Batch, loader
 from sdunroll.distributed import ALONE, Ranks
 from sdunroll.networks import UnrolledNetwork
 from sdunroll.primal_dual import DualUpdate, NotFinite, PrimalDual
 from sdunroll.problems import Problem
 from sdunroll.randomness import generator
 from sdunroll.training.epoch import Epoch
-from sdunroll.training.forward import Forward, first_broken
+from sdunroll.training.forward import Forward, Precision, first_broken
 from sdunroll.training.schedules import Stage, stages
 from sdunroll.training.settings import TrainingSettings
 from sdunroll.training.start import prepare
@@ -40,6 +40,7 @@ class Training:
         draw: ``(count, generator) -> Batch`` makes new instances for each step, as many in an epoch as
             ``train`` has; None walks over ``train``.
         ranks: the processes that train together, each with the same arguments.
+        precision: of the network's matrix products in training, see :class:`Forward`.
     """
 
     def __init__(
@@ -56,12 +57,12 @@ class Training:
         seed: int,
         draw: Callable[[int, torch.Generator], Batch] | None = None,
         ranks: Ranks = ALONE,
+        precision: Precision = "fp32",
     ) -> None:
         self.settings = settings
         self.network = network
         self.constraint = constraint
-        self.train = train
-        self.val = val
+        self.train, self.val = train, val
         self.seed = seed
         # the constrained rows of a slack (R,); none for standard training, K = 0
         self.demanded = constraint.rows(network.num_layers)
@@ -89,14 +90,10 @@ class Training:
             seed=seed,
             device=train.obs.device,
             ranks=ranks,
+            precision=precision,
         )
-        size, order = settings.batch_size, generator(seed, "training/order")
-        self.loader: Loader | FreshLoader
-        if draw is None:
-            self.loader = Loader(train, batch_size=size, generator=order)
-        else:
-            count = len(train.obs)
-            self.loader = FreshLoader(draw, num_instances=count, batch_size=size, generator=order)
+        order = generator(seed, "training/order")
+        self.loader = loader(train, draw, batch_size=settings.batch_size, generator=order)
         self.on_step: Callable[[], object] = lambda: None
         self.epochs_done = 0
         self.best: tuple[int, float] | None = None  # (rank, validation loss): less is better
@@ -139,8 +136,7 @@ class Training:
         slacks = val.slack.tolist()
         worst_row = max(self.demanded, key=slacks.__getitem__)
         key = (val.rank(self.constrained), val.loss)
-        best = self.best is None or key < self.best
-        if best:
+        if best := self.best is None or key < self.best:
             self.best, self.best_epoch = key, self.epochs_done
         multipliers = torch.zeros(len(slacks), dtype=torch.float64)
         multipliers[self.constrained] = self.primal_dual.multipliers.cpu()

@@ -25,7 +25,16 @@ def draw(count, rng):
     return PROBLEM.instances(torch.randn(count, features, generator=rng))
 
 
-def make(constrained=True, dual=None, constraint=None, seed=0, draw=None, ranks=ALONE, **changes):
+def make(
+    constrained=True,
+    dual=None,
+    constraint=None,
+    seed=0,
+    draw=None,
+    ranks=ALONE,
+    precision="fp32",
+    **changes,
+):
     settings = {
         "epochs": 4,
         "batch_size": 16,
@@ -48,6 +57,7 @@ def make(constrained=True, dual=None, constraint=None, seed=0, draw=None, ranks=
         seed=seed,
         draw=draw,
         ranks=ranks,
+        precision=precision,
     )
 
 
