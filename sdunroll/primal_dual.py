@@ -149,21 +149,24 @@ class PrimalDual:
                 f"got {tuple(loss.shape)} and {tuple(slack.shape)}"
             )
         lagrangian = loss + (self.multipliers.to(slack.dtype) * slack).sum()
-        if not torch.isfinite(lagrangian):
-            raise NotFinite(f"the Lagrangian is {lagrangian.item()}")
         self.optimizer.zero_grad(set_to_none=True)
         lagrangian.backward()
-        self._sum_and_clip()
+        self._sum_and_clip(lagrangian.detach())
         self.optimizer.step()
         return lagrangian.detach()
 
-    def _sum_and_clip(self) -> None:
+    def _sum_and_clip(self, lagrangian: Tensor) -> None:
+        """Errors: :class:`NotFinite` for the Lagrangian or a gradient."""
         gradients = {
             name: weight.grad for name, weight in self.parameters.items() if weight.grad is not None
         }
         self.ranks.sum_(list(gradients.values()))
         norms = torch.stack(torch._foreach_norm(list(gradients.values())))
-        total = float(torch.linalg.vector_norm(norms))
+        norm = torch.linalg.vector_norm(norms)
+        # both at once: the one moment of a step at which the host waits for a GPU
+        value, total = torch.stack([lagrangian.to(norm), norm]).tolist()
+        if not math.isfinite(value):
+            raise NotFinite(f"the Lagrangian is {value}")
         if not math.isfinite(total):
             largest = list(gradients)[int(norms.nan_to_num(nan=math.inf).argmax())]
             raise NotFinite(f"the gradient of {largest} is not finite, or its norm overflows")

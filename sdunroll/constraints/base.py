@@ -130,7 +130,8 @@ class DescentConstraint(ABC):
     def _keep(self, like: Tensor, margin: float = 0.0) -> Tensor:
         """1 - margin - epsilon, (1,) or (R,)."""
         values = self.epsilon if len(self.epsilon) == 1 else self.epsilon * len(self.parts)
-        return 1 - margin - like.new_tensor(values)
+        # filled where it is: a list that is copied to a GPU would make every step wait
+        return 1 - margin - torch.cat([like.new_full((1,), value) for value in values])
 
     def moments(
         self, problem: Problem, path: Trajectory, batch: Batch, *, mean: Mean = _mean

@@ -31,10 +31,8 @@ class Training:
 
     Args:
         settings: see :class:`TrainingSettings`.
-        network, problem: on their device.
-        constraint: what is measured at each layer.
-        constrained: whether the constraints are enforced (K = 0 if not).
-        dual: how the multipliers are updated.
+        network, problem: on their device. constraint: what is measured at each layer.
+        constrained: whether that is enforced (K = 0 if not). dual: how the multipliers are updated.
         train, val: instances, on the same device.
         seed: of the order of the data and of all noise.
         draw: ``(count, generator) -> Batch`` makes new instances for each step, as many in an epoch as
@@ -67,6 +65,7 @@ class Training:
         # the constrained rows of a slack (R,); none for standard training, K = 0
         self.demanded = constraint.rows(network.num_layers)
         self.constrained = self.demanded if constrained else []
+        self.rows = torch.tensor(self.constrained, dtype=torch.long, device=train.obs.device)
         self.stages = stages(
             settings.stages,
             num_layers=network.num_layers,
@@ -131,7 +130,7 @@ class Training:
         if not (math.isfinite(val.loss) and val.slack.isfinite().all()):
             raise NotFinite(self._stopped("the validation loss or slack is not finite"))
         if self.primal_dual.dual.every == "epoch":
-            self.primal_dual.dual_step(slack[self.constrained])
+            self.primal_dual.dual_step(slack[self.rows])
         self.epochs_done += 1
         slacks = val.slack.tolist()
         worst_row = max(self.demanded, key=slacks.__getitem__)
@@ -197,21 +196,21 @@ class Training:
         )
         slack = self.constraint.slack_of(moments, margin=self.constraint.margin)
         try:
-            self.primal_dual.primal_step(loss, slack[self.constrained])
+            self.primal_dual.primal_step(loss, slack[self.rows])
         except NotFinite as error:
             place = first_broken(path, self.forward.ranks) or str(error)
             raise NotFinite(self._stopped(place)) from error
         moments = moments.detach()
         if self.primal_dual.dual.every == "batch":
             slack = self.constraint.slack_of(moments, margin=self.constraint.margin)
-            self.primal_dual.dual_step(slack[self.constrained])
+            self.primal_dual.dual_step(slack[self.rows])
         return loss.detach(), moments
 
     def _stopped(self, place: str) -> str:
+        intact = "; the last checkpoint is intact" if self.epochs_done else ""
         return (
             f"training stopped in epoch {self.epochs_done + 1}: {place}; lower training.lr or "
-            "training.clip_norm, or check the data"
-            + ("; the last checkpoint is intact" if self.epochs_done else "")
+            f"training.clip_norm, or check the data{intact}"
         )
 
     def _validate(self) -> Validation:

@@ -1,11 +1,13 @@
 import math
+from collections import Counter
 from functools import partial
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdunroll.checks import InvalidValue
-from sdunroll.constraints import Distance
+from sdunroll.constraints import Distance, GradientNorm, Objective
 from sdunroll.data import Batch
 from sdunroll.distributed import ALONE
 from sdunroll.networks import Lista
@@ -303,3 +305,29 @@ def test_fresh_instances_are_drawn_in_each_step():
     assert [len(batch.obs) for batch in seen] == [16, 16, 16, 12] * 2  # as many as TRAIN has
     obs = torch.cat([batch.obs for batch in seen])
     assert len(torch.unique(obs, dim=0)) == 120
+
+
+class Transfers(TorchDispatchMode):
+    """Counts what would make a GPU wait: numbers that are read back, lists that are made tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.lift_fresh.default):
+            self.seen[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("epsilon", [0.3, [0.3, 0.2, 0.1]])
+@pytest.mark.parametrize("measure", [Distance, GradientNorm, Objective])
+def test_a_step_reads_nothing_back_but_for_its_one_check(epsilon, measure, monkeypatch):
+    training = make(constraint=measure(epsilon=epsilon))
+    reads = []
+    numbers = lambda self: reads.append(1) or self.numpy().tolist()  # noqa: E731
+    monkeypatch.setattr(torch.Tensor, "tolist", numbers)
+    with Transfers() as transfers:
+        training._step(TRAIN)
+    assert not transfers.seen
+    assert len(reads) == 1
