@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sdunroll import distributed
 from sdunroll.checks import InvalidValue, boolean
-from sdunroll.commands import saving
+from sdunroll.commands import events, saving
 from sdunroll.commands.assemble import Experiment, assemble, instantiate, set_up_torch, trusted_run
 from sdunroll.interrupt import deferred
 from sdunroll.lock import held
@@ -26,7 +26,7 @@ from sdunroll.training import Training
 log = logging.getLogger(__name__)
 
 # what may change when going on
-RESUMABLE = ("training.stop_after", "device", "threads", "trust", "resume")
+RESUMABLE = ("training.stop_after", "device", "threads", "logger", "trust", "resume")
 
 
 def main(config: DictConfig) -> None:
@@ -53,7 +53,7 @@ def _main(config: DictConfig, folder: Path) -> None:
         return
     try:
         try:
-            _train(training, experiment, run)
+            _train(training, experiment, run, _setting(config, run.config, "logger"))
         finally:
             saving.add_cost(run, time.monotonic() - began)
         if training.finished():
@@ -143,6 +143,7 @@ def _build(
 
 def _begin(config: DictConfig, folder: Path) -> tuple[Training, Experiment, Run]:
     Run.check_free(folder)
+    events.writer_of(config.logger)  # what is missing shows now
     device = set_up_torch(config)
     training, experiment = _build(config, device)
     experiment.source.signals("test")  # what is wrong with it shows now, not after the training
@@ -156,11 +157,7 @@ def _begin(config: DictConfig, folder: Path) -> tuple[Training, Experiment, Run]
     resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     assert isinstance(resolved, DictConfig)
     del resolved["trust"]  # it is the reader's to say, not the run's
-    return (
-        training,
-        experiment,
-        Run.create(folder, resolved, provenance),
-    )
+    return training, experiment, Run.create(folder, resolved, provenance)
 
 
 def _go_on(config: DictConfig) -> tuple[Training, Experiment, Run]:
@@ -180,22 +177,20 @@ def _load(config: DictConfig) -> tuple[Training, Experiment, Run]:
         )
     stored = run.config.copy()
     stored.training.stop_after = config.training.stop_after
-    device = set_up_torch(
-        OmegaConf.create(
-            {
-                name: config[name]
-                if any(item.startswith(f"{name}=") for item in given)
-                else stored[name]
-                for name in ("device", "threads")
-            }
-        )
-    )
+    machine = {name: _setting(config, stored, name) for name in ("device", "threads")}
+    device = set_up_torch(OmegaConf.create(machine))
     state = run.load_last()
     training, experiment = _build(stored, device, state)
     return training, experiment, run
 
 
-def _train(training: Training, experiment: Experiment, run: Run) -> None:
+def _setting(config: DictConfig, stored: DictConfig, name: str) -> Any:
+    """What the call gives, or else what the run was configured with."""
+    given = any(item.startswith(f"{name}=") for item in HydraConfig.get().overrides.task)
+    return config[name] if given else stored.get(name, config[name])
+
+
+def _train(training: Training, experiment: Experiment, run: Run, logger: str) -> None:
     """Train to the end, saving after each epoch; an interruption waits for the end of a step."""
     labels = experiment.constraint.labels(training.network.num_layers)
     steps, total = len(training.loader), training.settings.epochs
@@ -209,6 +204,7 @@ def _train(training: Training, experiment: Experiment, run: Run) -> None:
             desc="train",
             disable=None,
         ) as bar,
+        events.logged(logger, run.folder, training, labels) as log_events,
     ):
 
         def on_step() -> None:
@@ -217,6 +213,7 @@ def _train(training: Training, experiment: Experiment, run: Run) -> None:
 
         for epoch in training.run(on_step):
             saving.save(training, experiment, run, epoch, labels)
+            log_events(epoch)
             warn_if_stalled(epoch)
             worst, label = epoch.val_slack[epoch.worst_row], labels[epoch.worst_row]
             log.debug(
