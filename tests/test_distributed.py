@@ -19,6 +19,7 @@ from sdunroll.networks import FlowProximal, ProximalGradient
 from sdunroll.primal_dual import Ascent
 from sdunroll.problems import Inpainting, InverseImaging
 from sdunroll.randomness import generator
+from sdunroll.shared_memory import _slots
 from sdunroll.training import Training
 from tests.conftest import TINY
 from tests.training.test_loop import draw, make, same
@@ -67,6 +68,10 @@ CASES = {
 }
 
 
+# by which gradients are summed, and how many of the processes are said to be on this machine
+WAYS = {"sockets": "1", "memory": "2"}
+
+
 def train(case, ranks):
     torch.set_num_threads(1)
     training = CASES[case](ranks=ranks)
@@ -76,9 +81,13 @@ def train(case, ranks):
 
 def together(folder):
     """What each of the processes of the first test does."""
+    ranks, found = distributed.launched(), {}
     with distributed.connected(torch.device("cpu")):
-        found = {case: train(case, distributed.launched()) for case in CASES}
-    torch.save(found, Path(folder) / f"{distributed.launched().rank}.pt")
+        for way, processes_here in WAYS.items():
+            os.environ["LOCAL_WORLD_SIZE"] = processes_here
+            found[way] = {case: train(case, ranks) for case in CASES}
+            found[way]["slots"] = _slots.cache_info().currsize
+    torch.save(found, Path(folder) / f"{ranks.rank}.pt")
 
 
 def environment(**variables):
@@ -117,9 +126,11 @@ def both(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_train_as_one_does(both, case):
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_train_as_one_does(both, case, way):
+    assert [found[way]["slots"] for found in both] == [way == "memory"] * 2
     one = train(case, Ranks())
-    first, second = (found[case] for found in both)
+    first, second = (found[way][case] for found in both)
     assert same(first, second)
     torch.testing.assert_close(first["losses"], one["losses"], rtol=1e-5, atol=1e-6)
     for name, weight in one["state"]["network"].items():
