@@ -1,10 +1,12 @@
-"""One LISTA training step against the machine's GEMM peak and against a plain implementation.
+"""One LISTA training step against the machine's GEMM peak and against a plain implementation; bf16
+against fp32; a constrained epoch against an unconstrained one.
 
     python scripts/benchmark_lista.py [--quick]
 
 Prints a table and writes outputs/benchmarks/lista.json. The limit is the time that the step's matrix
-products take at the fp32 GEMM peak measured in the same run; all timings are the median of
-interleaved repetitions, since other processes come and go.
+products take at the GEMM peak of the step's precision, measured in the same run; all timings are the
+median of interleaved repetitions, since other processes come and go. An epoch is four steps, validation
+and dual step.
 """
 
 import os
@@ -34,6 +36,7 @@ from sdunroll.randomness import generator
 from sdunroll.training import Training, TrainingSettings
 
 SIZES = ((256, 307, 10, 256), (1024, 1228, 10, 512))  # features, atoms, layers, batch
+EPOCH_STEPS = 4
 PLAIN_SHARE = 16  # the plain version's Jacobians are timed on this part of the batch, and scaled
 
 
@@ -46,29 +49,38 @@ def make(features: int, atoms: int, batch: int) -> tuple[SparseCoding, Batch]:
     return problem, Batch(obs, 0.1 * torch.randn(batch, atoms, generator=rng))
 
 
-def our_step(problem: SparseCoding, batch: Batch, layers: int, constraint: type) -> Callable:
-    """A constrained training step as `sdunroll train` takes it."""
+def our_training(
+    problem: SparseCoding,
+    batch: Batch,
+    layers: int,
+    constraint: type,
+    *,
+    steps: int = 1,
+    constrained: bool = True,
+    precision: str = "fp32",
+) -> Training:
+    """A training as `sdunroll train` does it, of so many steps an epoch."""
     settings = TrainingSettings(
-        epochs=1,
+        epochs=10**6,
         batch_size=len(batch.obs),
         lr=1e-6,
         schedule="constant",
         optimizer=partial(torch.optim.Adam, fused=True),
         noise=LayerNoise,
     )
-    training = Training(
+    return Training(
         settings,
         network=Lista(problem, generator(0, "weights"), num_layers=layers),
         problem=problem,
         constraint=constraint(),
-        constrained=True,
+        constrained=constrained,
         dual=ProportionalIntegral(k_i=0.3, k_p=3.0),
-        train=batch,
-        val=batch,
+        train=Batch(*(values.repeat(steps, 1) for values in batch)),
+        val=Batch(*(values[: len(values) // 2] for values in batch)),
         order_seed=0,
         noise_seed=0,
+        precision=precision,
     )
-    return partial(training._step, batch)
 
 
 class PlainLista(nn.Module):
@@ -154,7 +166,8 @@ def measure(size: tuple[int, int, int, int], repetitions: int, threads: int) -> 
     constraints = {"distance": Distance, "gradient": GradientNorm}
     functions: dict[str, Callable] = {"peak": lambda: square @ square}
     for name, constraint in constraints.items():
-        functions[name] = our_step(problem, batch, layers, constraint)
+        training = our_training(problem, batch, layers, constraint)
+        functions[name] = partial(training._step, batch)
     functions["plain distance"] = plain_step(problem, batch, layers, Distance)
     functions["plain gradient"] = plain_step(problem, part, layers, GradientNorm)
     times = median_seconds(functions, repetitions)
@@ -186,6 +199,50 @@ def measure(size: tuple[int, int, int, int], repetitions: int, threads: int) -> 
     return rows
 
 
+def compare(size: tuple[int, int, int, int], repetitions: int, threads: int) -> list[dict]:
+    """bf16 against fp32, and an epoch with constraints against one without."""
+    features, atoms, layers, batch_size = size
+    problem, batch = make(features, atoms, batch_size)
+    square = torch.randn(2048, 2048).bfloat16()
+    functions: dict[str, Callable] = {"peak": lambda: square @ square}
+    for precision in ("fp32", "bf16"):
+        training = our_training(problem, batch, layers, Distance, precision=precision)
+        functions[precision] = partial(training._step, batch)
+    for constrained in (True, False):
+        training = our_training(
+            problem, batch, layers, Distance, steps=EPOCH_STEPS, constrained=constrained
+        )
+        functions[f"epoch {constrained}"] = partial(next, training.run())
+    times = median_seconds(functions, repetitions)
+    peak = 2 * 2048**3 / times["peak"]
+    limit = gemm_flops(*size, Distance) / peak
+    what = f"m {features}, n {atoms}, L {layers}, batch {batch_size}"
+    empty = {"peak_bytes": None, "baseline_peak_bytes": None, "threads": threads}
+    return [
+        {
+            "what": f"LISTA step in bf16, {what}",
+            "seconds": times["bf16"],
+            "baseline": "the same step in fp32",
+            "baseline_seconds": times["fp32"],
+            "ratio": times["fp32"] / times["bf16"],
+            "limit_seconds": limit,
+            "fraction_of_limit": limit / times["bf16"],
+            "gemm_peak_gflops": peak / 1e9,
+            **empty,
+        },
+        {
+            "what": f"epoch with constraints, {what}",
+            "seconds": times["epoch True"],
+            "baseline": "an epoch without",
+            "baseline_seconds": times["epoch False"],
+            "ratio": times["epoch False"] / times["epoch True"],
+            "limit_seconds": None,
+            "fraction_of_limit": None,
+            **empty,
+        },
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few repetitions, small size alone")
@@ -195,14 +252,17 @@ def main() -> None:
     rows = []
     for size in SIZES[:1] if quick else SIZES:
         rows += measure(size, 3 if quick else 9, threads)
+        rows += compare(size, 3 if quick else 9, threads)
     for row in rows:
         print(row["what"])
-        print(
-            f"  step {row['seconds'] * 1e3:9.1f} ms   GEMM peak {row['gemm_peak_gflops']:.0f} GFLOP/s"
-            f"   limit {row['limit_seconds'] * 1e3:.1f} ms   "
-            f"{100 * row['fraction_of_limit']:.0f} % of the limit"
-        )
-        print(f"  {row['ratio']:.1f} times as fast as {row['baseline']}")
+        line = f"  {row['seconds'] * 1e3:9.1f} ms"
+        if row["limit_seconds"] is not None:
+            line += (
+                f"   GEMM peak {row['gemm_peak_gflops']:.0f} GFLOP/s   limit "
+                f"{row['limit_seconds'] * 1e3:.1f} ms   {100 * row['fraction_of_limit']:.0f} % of it"
+            )
+        print(line)
+        print(f"  {row['ratio']:.2f} times as fast as {row['baseline']}")
     path = Path("outputs/benchmarks/lista.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=2) + "\n")

@@ -82,7 +82,7 @@ GUARDS = [
     ),
     Guard(
         "rows of an unfinished epoch are cut off", "runs.py",
-        "kept = lines[: epochs + 1]", "kept = lines", "commands/test_recovery.py",
+        "kept = lines[: epochs + 1]", "kept = lines", "commands/test_commands.py",
     ),
     Guard(
         "a run directory that is gone is not made again", "runs.py",
@@ -90,7 +90,7 @@ GUARDS = [
         '                f"{self.folder}: the run directory is gone',
         '        if False:\n            raise RunError(\n'
         '                f"{self.folder}: the run directory is gone',
-        "commands/test_recovery.py commands/test_damage.py",
+        "commands/test_damage.py",
     ),
     Guard(
         "a run directory is not overwritten", "runs.py",
@@ -153,7 +153,7 @@ GUARDS = [
     ),
     Guard(
         "the Lagrangian is finite", "primal_dual.py",
-        "        if not torch.isfinite(lagrangian):\n", "        if False:\n",
+        "        if not math.isfinite(value):\n", "        if False:\n",
         "test_primal_dual.py training/test_loop.py",
     ),
     Guard(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import TextIOBase
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn, TextIO
 
 from sdunroll.interrupt import Terminated, raise_for
@@ -92,10 +93,14 @@ def _run(command: str, arguments: list[str]) -> int:
     sys.path.append(os.getcwd())  # a user's own network is found beside the user's own config
     previous = signal.signal(signal.SIGTERM, raise_for)
     try:
-        with redirect_stderr(_WithoutEcho(sys.stderr)), _one_line_usage_errors(command):
+        with (
+            redirect_stderr(_WithoutEcho(sys.stderr)),
+            _one_line_usage_errors(command),
+            _beside_others(command, arguments),
+        ):
             _application(command)()
     except KeyboardInterrupt as stop:
-        if not getattr(stop, "already_shown", False):
+        if not getattr(stop, "already_shown", False) and may_tell(stop):
             print("interrupted", file=sys.stderr)
         return 143 if isinstance(stop, Terminated) else 130
     except SystemExit as stop:
@@ -106,7 +111,7 @@ def _run(command: str, arguments: list[str]) -> int:
     except Exception as error:
         if full_errors:
             raise
-        if not getattr(error, "already_shown", False):
+        if not getattr(error, "already_shown", False) and may_tell(error):
             print(f"error: {one_line(error, command, arguments)}", file=sys.stderr)
         return 1
     finally:
@@ -130,6 +135,47 @@ def _one_line_usage_errors(command: str) -> Iterator[None]:
         yield
     finally:
         ArgumentParser.error = original  # type: ignore[method-assign]
+
+
+def _is_parallel() -> bool:
+    """Whether this is one of several processes that ``torchrun`` started."""
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def may_tell(error: BaseException) -> bool:
+    """Whether it is for this process, maybe one of several, to show the error."""
+    if not _is_parallel():
+        return True
+    from sdunroll import distributed
+
+    return distributed.may_tell(error)
+
+
+@contextmanager
+def _beside_others(command: str, arguments: list[str]) -> Iterator[None]:
+    """One of several processes that train together: all but the first leave nothing behind.
+
+    Errors: another command, or a sweep.
+    """
+    if not _is_parallel():
+        yield
+        return
+    from sdunroll.checks import UserError
+    from sdunroll.distributed import notes
+
+    notes()  # are kept by the first process where torchrun does not
+    if command != "train" or {"-m", "--multirun"} & set(arguments):
+        raise UserError(
+            "torchrun: expected one training for its processes to share, got sdunroll "
+            f"{' '.join([command, *arguments])}; call that without torchrun"
+        )
+    if os.environ["RANK"] == "0":
+        yield
+        return
+    logging.disable(logging.WARNING)
+    with TemporaryDirectory() as scratch:
+        sys.argv.append(f"hydra.run.dir={scratch}")  # the last one counts
+        yield
 
 
 class _WithoutEcho(TextIOBase):

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -19,14 +20,18 @@ def raise_for(number: int, *_: object) -> NoReturn:
 
 
 @contextmanager
-def deferred() -> Iterator[Callable[[], None]]:
+def deferred(*, echo: float = 0.0) -> Iterator[Callable[[], None]]:
     """Let Ctrl-C, SIGTERM and a cluster's signal of pre-emption wait for the next call of what this
     yields; a second one does not wait.
 
     They then do what they did before: a handler that was set is called, which may return (submitit
     takes no notice of SIGTERM, and queues its job again on SIGUSR2); without one, it raises.
+
+    Args:
+        echo: seconds in which a second one is taken for the first one again.
     """
     caught: list[int] = []
+    first = 0.0
 
     def act(number: int) -> None:
         handler = before[number]
@@ -36,10 +41,12 @@ def deferred() -> Iterator[Callable[[], None]]:
             raise_for(number)
 
     def note(number: int, *_: object) -> None:
-        if caught:
-            act(number)
-        else:
+        nonlocal first
+        if not caught:
+            first = time.monotonic()
             caught.append(number)
+        elif time.monotonic() - first >= echo:
+            act(number)
 
     def act_if_asked() -> None:
         if caught:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sdunroll import checks
+from sdunroll.distributed import ALONE, Ranks
 
 
 class NotFinite(checks.UserError, FloatingPointError):
@@ -108,6 +109,7 @@ class PrimalDual:
         dual: how the multipliers are updated.
         num_constraints: K.
         clip_norm: the gradient of the Lagrangian is scaled down to this norm; None leaves it.
+        ranks: the processes over which gradients are summed.
     """
 
     def __init__(
@@ -118,10 +120,12 @@ class PrimalDual:
         dual: DualUpdate,
         num_constraints: int,
         clip_norm: float | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.parameters = dict(parameters)
         self.optimizer = optimizer
         self.dual = dual
+        self.ranks = ranks
         count = checks.integer("num_constraints", num_constraints, low=0)
         self.clip_norm = math.inf
         if clip_norm is not None:
@@ -145,20 +149,24 @@ class PrimalDual:
                 f"got {tuple(loss.shape)} and {tuple(slack.shape)}"
             )
         lagrangian = loss + (self.multipliers.to(slack.dtype) * slack).sum()
-        if not torch.isfinite(lagrangian):
-            raise NotFinite(f"the Lagrangian is {lagrangian.item()}")
         self.optimizer.zero_grad(set_to_none=True)
         lagrangian.backward()
-        self._clip()
+        self._sum_and_clip(lagrangian.detach())
         self.optimizer.step()
         return lagrangian.detach()
 
-    def _clip(self) -> None:
+    def _sum_and_clip(self, lagrangian: Tensor) -> None:
+        """Errors: :class:`NotFinite` for the Lagrangian or a gradient."""
         gradients = {
             name: weight.grad for name, weight in self.parameters.items() if weight.grad is not None
         }
+        self.ranks.sum_(list(gradients.values()))
         norms = torch.stack(torch._foreach_norm(list(gradients.values())))
-        total = float(torch.linalg.vector_norm(norms))
+        norm = torch.linalg.vector_norm(norms)
+        # both at once: the one moment of a step at which the host waits for a GPU
+        value, total = torch.stack([lagrangian.to(norm), norm]).tolist()
+        if not math.isfinite(value):
+            raise NotFinite(f"the Lagrangian is {value}")
         if not math.isfinite(total):
             largest = list(gradients)[int(norms.nan_to_num(nan=math.inf).argmax())]
             raise NotFinite(f"the gradient of {largest} is not finite, or its norm overflows")

@@ -14,15 +14,16 @@ PACKAGES = ("sdunroll", "torch", "numpy", "hydra-core", "omegaconf", "scikit-ima
 
 
 def collect_provenance(
-    *, device: str, threads: int, seed: int, overrides: Sequence[str]
+    *, device: str, threads: int, processes: int, seed: int, overrides: Sequence[str]
 ) -> dict[str, Any]:
-    """The provenance of a run that begins now."""
+    """The provenance of a run that begins now, with so many threads in each of its processes."""
     return {
         "git": _git_state(Path(__file__).parent),
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
         "platform": platform.platform(),
         "device": device,
         "threads": threads,
+        "processes": processes,
         "command_line": sys.argv,
         "overrides": list(overrides),
         "seed": seed,

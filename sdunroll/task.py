@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sdunroll.checks import UserError
-from sdunroll.cli import one_line
+from sdunroll.cli import may_tell, one_line
 from sdunroll.resolvers import register_resolvers
 
 
@@ -56,7 +56,8 @@ class Task:
                 record_failure(Path(settings.runtime.output_dir), error, line)
             line = f"job {settings.job.num} ({settings.job.override_dirname}): {line}"
             shown = UserError(line)  # which can go from process to process, as not every error can
-        print(f"error: {line}", file=sys.stderr)
+        if may_tell(error):
+            print(f"error: {line}", file=sys.stderr)
         # a job of submitit has shown it in a file of its own
         shown.already_shown = "SUBMITIT_EXECUTOR" not in os.environ  # type: ignore[attr-defined]
         if not isinstance(error, Busy):  # the log file is that of the process at work

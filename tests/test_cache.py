@@ -1,6 +1,7 @@
 import logging
 import multiprocessing
 import os
+import time
 import zipfile
 from pathlib import Path
 
@@ -124,21 +125,22 @@ def test_a_failed_computation_leaves_nothing_behind(tmp_path):
     assert not list(tmp_path.glob("*.pt"))
 
 
-def _compute_slowly(folder, log):
+def _compute_slowly(folder, log, ready):
     def compute():
         with open(log, "a") as file:
             file.write("x")
+        time.sleep(0.5)
         return make()
 
+    ready.wait()  # for all processes to have come so far
     assert torch.equal(Cache(folder).tensors(KEY, compute)["numbers"], make()["numbers"])
 
 
 def test_processes_at_once_compute_once(tmp_path):
     context = multiprocessing.get_context("spawn")
     log = tmp_path / "log"
-    processes = [
-        context.Process(target=_compute_slowly, args=(tmp_path / "cache", log)) for _ in range(3)
-    ]
+    arguments = (tmp_path / "cache", log, context.Barrier(3, timeout=60))
+    processes = [context.Process(target=_compute_slowly, args=arguments) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:

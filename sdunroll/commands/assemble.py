@@ -16,6 +16,7 @@ from sdunroll.allocator import keep_freed_memory
 from sdunroll.cache import Cache, WriteError
 from sdunroll.constraints import DescentConstraint
 from sdunroll.data import Batch, Source, Split
+from sdunroll.distributed import own_device
 from sdunroll.lock import held
 from sdunroll.networks import UnrolledNetwork
 from sdunroll.problems import Problem
@@ -112,7 +113,7 @@ def _unfit(config: DictConfig, group: str, error: BaseException) -> checks.UserE
 def set_up_torch(config: DictConfig) -> torch.device:
     """Set the number of threads and how memory is kept; the device that ``config`` asks for.
 
-    Errors: ``device=cuda`` where there is none.
+    Errors: ``device=cuda`` where there is none, or not one for each process.
     """
     threads = (
         DEFAULT_THREADS if config.threads is None else checks.integer("threads", config.threads)
@@ -129,7 +130,7 @@ def set_up_torch(config: DictConfig) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    return own_device(torch.device("cuda" if available and name != "cpu" else "cpu"))
 
 
 def assemble(

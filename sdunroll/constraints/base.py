@@ -8,7 +8,7 @@ https://arxiv.org/abs/2312.15788. Legend: L layers, P parts of a measure
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -21,7 +21,14 @@ from sdunroll.problems import Problem
 
 Form = Literal["ratio", "difference", "mean_ratio"]
 
+Mean = Callable[[Tensor], Tensor]
+"""(..., B) -> (...), over the instances of a batch, of which a process may have a part alone."""
+
 LARGEST_RATIO = 1e6  # of a layer that makes something of a measure of 0: large, but finite
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values.mean(-1)
 
 
 def _floor(before: Tensor, after: Tensor) -> Tensor:
@@ -123,35 +130,42 @@ class DescentConstraint(ABC):
     def _keep(self, like: Tensor, margin: float = 0.0) -> Tensor:
         """1 - margin - epsilon, (1,) or (R,)."""
         values = self.epsilon if len(self.epsilon) == 1 else self.epsilon * len(self.parts)
-        return 1 - margin - like.new_tensor(values)
+        # filled where it is: a list that is copied to a GPU would make every step wait
+        return 1 - margin - torch.cat([like.new_full((1,), value) for value in values])
 
-    def moments(self, problem: Problem, path: Trajectory, batch: Batch) -> Tensor:
-        """The batch means from which :meth:`slack_of` makes the slack, (2, R); see :meth:`pairs`."""
+    def moments(
+        self, problem: Problem, path: Trajectory, batch: Batch, *, mean: Mean = _mean
+    ) -> Tensor:
+        """The batch means from which :meth:`slack_of` makes the slack, (2, R); see :meth:`pairs`.
+
+        Args:
+            mean: over the instances of the whole batch, where this is a part of it.
+        """
         if path.problems is None:
             before, after = self.measures(problem, path, batch)
-            before = self._detached(before, after)
+            before = self._detached(before, after, mean)
         else:
-            before, after = self._own_measures(path, batch, detach=self.detach_previous)
-        return self.pairs(before, after).mean(-1)
+            before, after = self._own_measures(path, batch, detach=self.detach_previous, mean=mean)
+        return mean(self.pairs(before, after))
 
-    def _has_spare(self, before: Tensor, after: Tensor, keep: Tensor) -> Tensor:
+    def _has_spare(self, before: Tensor, after: Tensor, keep: Tensor, mean: Mean) -> Tensor:
         """Whether measures (..., B) fall by more than is demanded and ``spare``, (...)."""
         if self.spare is None:
             return torch.zeros(before.shape[:-1], dtype=torch.bool, device=before.device)
-        ratio = after.detach().mean(-1) / _floor(before.detach().mean(-1), after.mean(-1))
-        return ratio < keep - self.spare
+        means = mean(torch.stack([before.detach(), after.detach()]))
+        return means[1] / _floor(*means) < keep - self.spare
 
-    def _detached(self, before: Tensor, after: Tensor) -> Tensor:
+    def _detached(self, before: Tensor, after: Tensor, mean: Mean) -> Tensor:
         """The measure "before", (R, B), cut off from its graph as the settings say."""
         if not self.detach_previous:
             return before
-        spare = self._has_spare(before, after, self._keep(before)).view(len(self.parts), -1)
+        spare = self._has_spare(before, after, self._keep(before), mean).view(len(self.parts), -1)
         # the first layer's input is no layer's output
         attached = torch.cat([torch.zeros_like(spare[:, :1]), spare[:, :-1]], 1).flatten()
         return torch.where(attached[:, None], before, before.detach())
 
     def _own_measures(
-        self, path: Trajectory, batch: Batch, *, detach: bool
+        self, path: Trajectory, batch: Batch, *, detach: bool, mean: Mean = _mean
     ) -> tuple[Tensor, Tensor]:
         """:meth:`measures` where each layer descends on an objective of its own.
 
@@ -168,7 +182,9 @@ class DescentConstraint(ABC):
                 received = received.detach()
             measured = self._measure(own, torch.stack([received, returned]), batch)  # (P, 2, B)
             keep = self._keep(measured)[layer % len(self.epsilon)]
-            attached = bool(self._has_spare(measured[:, 0], measured[:, 1], keep).all())
+            if detach:
+                spare = self._has_spare(measured[:, 0], measured[:, 1], keep, mean)
+                attached = bool(spare.all())
             both.append(measured)
         stacked = torch.stack(both, 2)  # (P, 2, L, B)
         return stacked[:, 0].flatten(0, 1), stacked[:, 1].flatten(0, 1)

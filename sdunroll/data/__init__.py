@@ -1,7 +1,7 @@
 """Where observations come from."""
 
 from sdunroll.data.base import SPLITS, Source, Split
-from sdunroll.data.batches import Batch, FreshLoader, Loader
+from sdunroll.data.batches import Batch, FreshLoader, Loader, loader
 from sdunroll.data.cifar10 import Cifar10
 from sdunroll.data.faces import Faces
 from sdunroll.data.image_folder import ImageFolder
@@ -23,6 +23,7 @@ __all__ = [
     "Split",
     "Synthetic",
     "gaussian_dictionary",
+    "loader",
     "noise_std",
     "with_power",
 ]

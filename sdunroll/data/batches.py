@@ -86,3 +86,17 @@ class FreshLoader:
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, self.num_instances, self.batch_size):
             yield self.draw(min(self.batch_size, self.num_instances - start), self.generator)
+
+
+def loader(
+    data: Batch,
+    draw: Callable[[int, torch.Generator], Batch] | None,
+    *,
+    batch_size: int,
+    generator: torch.Generator,
+) -> Loader | FreshLoader:
+    """Batches of ``data``, or with ``draw`` of new instances, as many."""
+    if draw is None:
+        return Loader(data, batch_size=batch_size, generator=generator)
+    count = len(data.obs)
+    return FreshLoader(draw, num_instances=count, batch_size=batch_size, generator=generator)

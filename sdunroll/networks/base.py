@@ -66,6 +66,7 @@ class UnrolledNetwork(nn.Module, ABC):
         super().__init__()
         self.num_layers = checks.integer("num_layers", num_layers)
         self.shares_weights = False  # whether training one layer alone would move another
+        self.exact = False  # whether layers need all digits of float32, as inverses do
 
     @abstractmethod
     def initial(self, obs: Tensor, generator: torch.Generator) -> Tensor:
@@ -104,6 +105,7 @@ class UnrolledNetwork(nn.Module, ABC):
         perturb: Perturb | None = None,
         depth: int | None = None,
         frozen: int = 0,
+        start: Tensor | None = None,
     ) -> Trajectory:
         """Run the layers on x, (B, ...), and return their trajectory.
 
@@ -112,18 +114,20 @@ class UnrolledNetwork(nn.Module, ABC):
             perturb: acts on y_0 .. y_{L-1} before the next layer.
             depth: the last layer to run, L by default.
             frozen: the number of first layers that are run without gradients.
+            start: y_0, (B, ...), by default what :meth:`initial` gives.
         """
         depth = self.num_layers if depth is None else depth
         shared = self.precompute(obs)
         problems = self.problems()
-        y = self.initial(obs, generator)
+        y = self.initial(obs, generator) if start is None else start
         states, received = [y], []
         for index in range(1, depth + 1):
             if perturb is not None:
                 y = perturb(index - 1, y)
                 received.append(y)
             with torch.set_grad_enabled(torch.is_grad_enabled() and index > frozen):
-                y = self.layer(index, y, shared)
+                # under autocast, a layer may return fewer digits than the estimates are kept in
+                y = self.layer(index, y, shared).to(y.dtype)
             states.append(y)
         return Trajectory(
             torch.stack(states),

@@ -28,6 +28,8 @@ from sdunroll.problems import InverseImaging, Problem
 class Proximal(nn.Module, ABC):
     """A learned proximal step; in a config a callable ``(channels, generator) -> Proximal``."""
 
+    inverts = False  #: whether it inverts a map, for which it needs all digits
+
     @abstractmethod
     def forward(self, v: Tensor) -> Tensor:
         """prox(v), (B, C, H, W)."""
@@ -53,6 +55,8 @@ class FlowProximal(Proximal):
         depth, levels, width, reversible: of :class:`Glow`.
         shrinkage: lambda at the start.
     """
+
+    inverts = True
 
     def __init__(
         self,
@@ -173,6 +177,7 @@ class ProximalGradient(UnrolledNetwork):
             raise checks.InvalidValue(f"proximal.{error}") from error
         self.proximal = nn.ModuleList(steps)
         self.shares_weights = shared and num_layers > 1
+        self.exact = any(step.inverts for step in steps)
 
     def initial(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         operator = self.problem.operator

@@ -62,7 +62,7 @@ class SparseCoding(Problem):
 
     def objective(self, y: Tensor, obs: Tensor) -> Tensor:
         residual = y @ self.dictionary.T - obs  # (..., B, m)
-        return residual.square().sum(-1) / 2 + float(self.alpha) * y.abs().sum(-1)
+        return residual.square().sum(-1) / 2 + self.alpha * y.abs().sum(-1)
 
     def smooth_gradient(self, y: Tensor, obs: Tensor) -> Tensor:
         """D^T (D y - x), (..., B, n): the gradient of the quadratic part."""
@@ -74,9 +74,10 @@ class SparseCoding(Problem):
         With g = D^T (D y - x): g_j + alpha sign(y_j) where y_j != 0, else soft(g_j, alpha).
         """
         smooth = self.smooth_gradient(y, obs)
-        alpha = float(self.alpha)
         return torch.where(
-            y == 0, solvers.soft_threshold(smooth, alpha), smooth + alpha * torch.sign(y)
+            y == 0,
+            solvers.soft_threshold(smooth, self.alpha),
+            smooth + self.alpha * torch.sign(y),
         )
 
     def gradient_mapping(self, y: Tensor, obs: Tensor) -> Tensor:
@@ -87,8 +88,7 @@ class SparseCoding(Problem):
         Optimization", definition 10.5, https://doi.org/10.1137/1.9781611974997.
         """
         smooth = self.smooth_gradient(y, obs)
-        alpha = float(self.alpha)
-        return smooth - (smooth - self.lipschitz * y).clamp(-alpha, alpha)
+        return smooth - (smooth - self.lipschitz * y).clamp(-self.alpha, self.alpha)
 
     def step_length(self, y: Tensor, obs: Tensor) -> Tensor:
         """||G(y)|| / ||D||_2^2, (..., B): how far one step of ISTA moves y."""

@@ -52,8 +52,14 @@ def stages(
     Args:
         shares_weights: layers that share weights are never trained alone in ``stagewise``.
 
-    Errors: fewer epochs than stages, where each needs one.
+    Errors: fewer epochs than stages, where each needs one; layerwise training of layers that share
+    weights.
     """
+    if schedule == "layerwise" and shares_weights:
+        raise checks.InvalidValue(
+            "training: expected layers with weights of their own for layerwise training, got layers "
+            "that share them; take network.shared=false or training=incremental"
+        )
     if schedule == "joint":
         return [Stage(0, epochs, num_layers, alone=False)]
     each = len(PHASES) if schedule == "stagewise" else 1

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from sdunroll import resolvers
 from sdunroll.cli import config_folder
 from sdunroll.commands import sweep
-from sdunroll.commands.train import OF_THE_CALL
+from sdunroll.commands.opening import OF_THE_CALL
 from sdunroll.lock import Busy, held
 from sdunroll.report.collect import method_key
 from sdunroll.runs import Run

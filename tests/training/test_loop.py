@@ -1,17 +1,21 @@
 import math
+from collections import Counter
 from functools import partial
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdunroll.checks import InvalidValue
-from sdunroll.constraints import Distance
+from sdunroll.constraints import Distance, GradientNorm, Objective
 from sdunroll.data import Batch
+from sdunroll.distributed import ALONE
 from sdunroll.networks import Lista
 from sdunroll.perturbations import LayerNoise
 from sdunroll.primal_dual import Ascent, NotFinite, ProportionalIntegral
 from sdunroll.randomness import generator
 from sdunroll.training import Training, TrainingSettings, half_squared_distance
+from sdunroll.training.validation import Validation
 from tests.conftest import make_batch, make_problem
 
 PROBLEM = make_problem(dtype=torch.float32)
@@ -23,7 +27,16 @@ def draw(count, rng):
     return PROBLEM.instances(torch.randn(count, features, generator=rng))
 
 
-def make(constrained=True, dual=None, constraint=None, seed=0, draw=None, **changes):
+def make(
+    constrained=True,
+    dual=None,
+    constraint=None,
+    seed=0,
+    draw=None,
+    ranks=ALONE,
+    precision="fp32",
+    **changes,
+):
     settings = {
         "epochs": 4,
         "batch_size": 16,
@@ -46,6 +59,8 @@ def make(constrained=True, dual=None, constraint=None, seed=0, draw=None, **chan
         order_seed=seed,
         noise_seed=seed,
         draw=draw,
+        ranks=ranks,
+        precision=precision,
     )
 
 
@@ -165,7 +180,7 @@ def test_the_best_epoch_is_a_feasible_one_first(monkeypatch):
 
     def validate():
         loss, slack = next(outcomes)
-        return loss, loss, slack, slack, torch.zeros(3)
+        return Validation(loss, loss, slack, slack, torch.zeros(3))
 
     monkeypatch.setattr(training, "_validate", validate)
     assert [epoch.best for epoch in training.run()] == [True, True, True, True, False]
@@ -180,7 +195,7 @@ def test_the_surer_an_epoch_is_feasible_the_earlier_it_goes(monkeypatch):
     def validate():
         loss, slack, uncertainty = next(outcomes)
         full = torch.full((3,), slack)
-        return loss, loss, full, full + 0.1, torch.full((3,), uncertainty)
+        return Validation(loss, loss, full, full + 0.1, torch.full((3,), uncertainty))
 
     monkeypatch.setattr(training, "_validate", validate)
     epochs = list(training.run())
@@ -212,7 +227,9 @@ def test_feasible_with_the_margin_means_more_than_the_demanded_descent(form):
 def test_patience(monkeypatch):
     training = make(epochs=50, patience=3)
     losses = iter([3.0, 1.0, 2.0, 2.0, 2.0])
-    monkeypatch.setattr(training, "_validate", lambda: (next(losses), 0.0, *torch.zeros(3, 3)))
+    monkeypatch.setattr(
+        training, "_validate", lambda: Validation(next(losses), 0.0, *torch.zeros(3, 3))
+    )
     assert len(list(training.run())) == 5
     assert training.finished()
 
@@ -247,7 +264,9 @@ def test_a_gradient_that_is_not_finite_names_its_weight():
 
 def test_a_validation_that_is_not_finite_is_no_epoch(monkeypatch):
     training = make()
-    monkeypatch.setattr(training, "_validate", lambda: (math.nan, 0.0, *torch.zeros(3, 3)))
+    monkeypatch.setattr(
+        training, "_validate", lambda: Validation(math.nan, 0.0, *torch.zeros(3, 3))
+    )
     with pytest.raises(NotFinite, match=r"epoch 1: the validation loss or slack is not finite"):
         next(training.run())
     assert training.epochs_done == 0
@@ -296,3 +315,29 @@ def test_fresh_instances_are_drawn_in_each_step():
     assert [len(batch.obs) for batch in seen] == [16, 16, 16, 12] * 2  # as many as TRAIN has
     obs = torch.cat([batch.obs for batch in seen])
     assert len(torch.unique(obs, dim=0)) == 120
+
+
+class Transfers(TorchDispatchMode):
+    """Counts what would make a GPU wait: numbers that are read back, lists that are made tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.lift_fresh.default):
+            self.seen[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("epsilon", [0.3, [0.3, 0.2, 0.1]])
+@pytest.mark.parametrize("measure", [Distance, GradientNorm, Objective])
+def test_a_step_reads_nothing_back_but_for_its_one_check(epsilon, measure, monkeypatch):
+    training = make(constraint=measure(epsilon=epsilon))
+    reads = []
+    numbers = lambda self: reads.append(1) or self.numpy().tolist()  # noqa: E731
+    monkeypatch.setattr(torch.Tensor, "tolist", numbers)
+    with Transfers() as transfers:
+        training._step(TRAIN)
+    assert not transfers.seen
+    assert len(reads) == 1

@@ -1,0 +1,125 @@
+"""A training from its configuration: a new one, or one that goes on."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from sdunroll import distributed
+from sdunroll.checks import InvalidValue, boolean
+from sdunroll.commands import events
+from sdunroll.commands.assemble import (
+    Experiment,
+    assemble,
+    instantiate,
+    part_seed,
+    set_up_torch,
+    trusted_run,
+)
+from sdunroll.provenance import collect_provenance
+from sdunroll.randomness import generator
+from sdunroll.runs import Run
+from sdunroll.training import Training
+
+# what may change when going on
+RESUMABLE = ("training.stop_after", "device", "threads", "logger", "trust", "resume")
+OF_THE_CALL = ("trust", "sweep", "retry", "dry_run")  # settings of a call, not of the run
+
+
+def build(
+    config: DictConfig, device: torch.device, state: dict[str, Any] | None = None
+) -> tuple[Training, Experiment]:
+    """The training that ``config`` describes; with ``state``, a checkpoint, as it was then."""
+    constrained = boolean("constrained", config.constrained)
+    order_seed, noise_seed = (part_seed(config, part) for part in ("order", "noise"))
+    settings = instantiate(config, "training")
+    dual = instantiate(config, "dual")
+    experiment = assemble(config, device, state)
+    if settings.fresh:  # what cannot be drawn shows now
+        experiment.source.draw(1, generator(config.seed, "trial"))
+    training = Training(
+        settings,
+        network=experiment.network,
+        problem=experiment.problem,
+        constraint=experiment.constraint,
+        constrained=constrained,
+        dual=dual,
+        train=experiment.instances("train"),
+        val=experiment.instances("val"),
+        order_seed=order_seed,
+        noise_seed=noise_seed,
+        draw=experiment.draw if settings.fresh else None,
+        ranks=distributed.launched(),
+        precision=config.get("precision", "fp32"),
+    )
+    if state is not None:
+        training.load_state_dict(state)
+    return training, experiment
+
+
+def begin(config: DictConfig, folder: Path) -> tuple[Training, Experiment, Run]:
+    """A new training and its run, in ``folder``, whose lock is held."""
+    Run.check_free(folder)
+    events.writer_of(config.logger)  # what is missing shows now
+    device = set_up_torch(config)
+    training, experiment = build(config, device)
+    experiment.source.signals("test")  # what is wrong with it shows now, not after the training
+    provenance = collect_provenance(
+        device=_device_name(device),
+        threads=torch.get_num_threads(),
+        processes=distributed.launched().size,
+        seed=config.seed,
+        overrides=HydraConfig.get().overrides.task,
+    )
+    return training, experiment, Run.create(folder, resolved_config(config), provenance)
+
+
+def resolved_config(config: DictConfig) -> DictConfig:
+    """The configuration as it is saved."""
+    resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
+    assert isinstance(resolved, DictConfig)
+    for name in OF_THE_CALL:
+        del resolved[name]
+    return resolved
+
+
+def resumed(config: DictConfig) -> Run:
+    """The run in ``config.resume``. Errors: overrides that would make it another run."""
+    run = trusted_run(config.resume, config.trust)
+    given = HydraConfig.get().overrides.task
+    refused = [item for item in given if item.split("=")[0].lstrip("+~") not in RESUMABLE]
+    if refused:
+        raise InvalidValue(
+            f"resume: a run goes on as it was configured; beside resume, expected only "
+            f"{', '.join(RESUMABLE[:-1])}, got {' '.join(refused)}; leave it out or start a new run"
+        )
+    return run
+
+
+def go_on(config: DictConfig, run: Run) -> tuple[Training, Experiment, Run]:
+    """Go on with ``run``, whose lock is held."""
+    training, experiment = load(config, run)
+    run.truncate_history(training.epochs_done)
+    return training, experiment, run
+
+
+def load(config: DictConfig, run: Run) -> tuple[Training, Experiment]:
+    """The training of ``run`` as it was last saved."""
+    stored = run.config.copy()
+    stored.training.stop_after = config.training.stop_after
+    machine = {name: setting(config, stored, name) for name in ("device", "threads")}
+    device = set_up_torch(OmegaConf.create(machine))
+    state = run.load_last()
+    return build(stored, device, state)
+
+
+def setting(config: DictConfig, stored: DictConfig, name: str) -> Any:
+    """What the call gives, or else what the run was configured with."""
+    given = any(item.startswith(f"{name}=") for item in HydraConfig.get().overrides.task)
+    return config[name] if given else stored.get(name, config[name])
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

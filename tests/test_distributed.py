@@ -1,0 +1,236 @@
+"""Two processes on the CPU: the same training as in one, and what happens when one of them dies."""
+
+import csv
+import os
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed import HashStore
+
+from sdunroll import distributed
+from sdunroll.constraints import Distance, Objective
+from sdunroll.distributed import Ranks
+from sdunroll.networks import FlowProximal, ProximalGradient
+from sdunroll.primal_dual import Ascent
+from sdunroll.problems import Inpainting, InverseImaging
+from sdunroll.randomness import generator
+from sdunroll.shared_memory import _slots
+from sdunroll.training import Training
+from tests.conftest import TINY
+from tests.training.test_loop import draw, make, same
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT = 120
+
+
+def inpainting(**changes):
+    """Flows that start from the first batch, and layers with objectives of their own."""
+    # not Adam, which makes whole steps of gradients that are 0 but for rounding
+    training = make(**changes, epochs=2, batch_size=5, lr=1e-3, optimizer=torch.optim.SGD)
+    problem = InverseImaging(Inpainting(size=3))
+    images = torch.rand(14, 3, 8, 8, generator=generator(0, "images"))
+    proximal = partial(FlowProximal, depth=1, levels=1, width=4)
+    return Training(
+        training.settings,
+        network=ProximalGradient(problem, generator(0, "weights"), proximal=proximal, num_layers=2),
+        problem=problem,
+        constraint=Objective(epsilon=0.1),
+        constrained=True,
+        dual=Ascent(rate=0.1, every="batch"),
+        train=problem.instances(images[:9]),
+        val=problem.instances(images[9:]),
+        order_seed=0,
+        noise_seed=0,
+        ranks=training.forward.ranks,
+    )
+
+
+# 60 instances in batches of 16 leave 12, in batches of 7 leave 4, and in batches of 59 leave one alone
+CASES = {
+    "ratio": make,
+    "difference through both": partial(
+        make, constraint=Distance(epsilon=0.3, form="difference", detach_previous=False)
+    ),
+    "mean ratio, odd batches": partial(
+        make, constraint=Distance(epsilon=0.3, form="mean_ratio"), batch_size=7, epochs=2
+    ),
+    "spare descent": partial(make, constraint=Distance(epsilon=0.01, margin=0.0, spare=0.0)),
+    "a last batch of one": partial(make, batch_size=59),
+    "dual step a batch": partial(make, dual=Ascent(rate=1.0, every="batch", smoothing=0.5)),
+    "drawn instances": partial(make, draw=draw, epochs=2),
+    "layer by layer": partial(make, stages="layerwise", constrained=False),
+    "clipped": partial(make, clip_norm=0.1),
+    "inpainting": inpainting,
+}
+
+
+# by which gradients are summed, and how many of the processes are said to be on this machine
+WAYS = {"sockets": "1", "memory": "2"}
+
+
+def train(case, ranks):
+    torch.set_num_threads(1)
+    training = CASES[case](ranks=ranks)
+    losses = [(epoch.train_loss, epoch.val_loss, *epoch.val_slack) for epoch in training.run()]
+    return {"state": training.state_dict(), "losses": torch.tensor(losses)}
+
+
+def together(folder):
+    """What each of the processes of the first test does."""
+    ranks, found = distributed.launched(), {}
+    with distributed.connected(torch.device("cpu")):
+        for way, processes_here in WAYS.items():
+            os.environ["LOCAL_WORLD_SIZE"] = processes_here
+            found[way] = {case: train(case, ranks) for case in CASES}
+            found[way]["slots"] = _slots.cache_info().currsize
+    torch.save(found, Path(folder) / f"{ranks.rank}.pt")
+
+
+def environment(**variables):
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+
+
+def pair(*arguments, cwd):
+    """Run a command in two processes that know of each other; their exit statuses and errors."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            env=environment(RANK=str(rank), **place),
+            cwd=cwd,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=TIMEOUT)[1] for process in processes]
+    return [process.returncode for process in processes], errors
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """What two processes trained, each."""
+    folder = tmp_path_factory.mktemp("together")
+    code = f"from tests.test_distributed import together; together({str(folder)!r})"
+    statuses, errors = pair("-c", code, cwd=ROOT)
+    assert statuses == [0, 0], errors
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_train_as_one_does(both, case, way):
+    assert [found[way]["slots"] for found in both] == [way == "memory"] * 2
+    one = train(case, Ranks())
+    first, second = (found[way][case] for found in both)
+    assert same(first, second)
+    torch.testing.assert_close(first["losses"], one["losses"], rtol=1e-5, atol=1e-6)
+    for name, weight in one["state"]["network"].items():
+        torch.testing.assert_close(first["state"]["network"][name], weight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        first["state"]["primal_dual"]["multipliers"],
+        one["state"]["primal_dual"]["multipliers"],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+def test_the_parts_of_a_batch_are_the_batch():
+    for size in (1, 2, 3, 7):
+        shares = [Ranks(rank, size).share(5) for rank in range(size)]
+        rows = [row for share in shares for row in range(share.start, share.stop)]
+        assert rows == [0, 1, 2, 3, 4]
+        assert all(len(range(5)[share.rows]) > 0 for share in shares)
+
+
+MORTAL = """
+import os, pathlib, signal
+from sdunroll.networks import Lista
+
+
+class Mortal(Lista):
+    # the second process dies in the third epoch of two batches, once
+    passes = 0
+
+    def precompute(self, obs):
+        self.passes += self.training and not self.passes > 11
+        if os.environ.get("RANK") == "1" and self.passes == 11 and not os.path.exists("died"):
+            pathlib.Path("died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().precompute(obs)
+"""
+
+
+def history(run):
+    with (run / "history.csv").open() as file:
+        return [
+            {name: float(value) for name, value in row.items() if name not in ("check", "seconds")}
+            for row in csv.DictReader(file)
+        ]
+
+
+def test_a_process_that_dies_ends_the_training_which_goes_on_when_called_again(sdunroll):
+    folder = Path.cwd()
+    Path("mortal.py").write_text(MORTAL)
+    Path("configs/network").mkdir(parents=True)
+    Path("configs/network/mortal.yaml").write_text("defaults: [lista]\n_target_: mortal.Mortal\n")
+    settings = ["--config-dir", "configs", *TINY, "network=mortal", "training.epochs=5"]
+    settings += ["data.num_train=63", "training.noise_level=0.5", "device=cpu"]
+    alone = sdunroll("train", *settings, "hydra.run.dir=alone")
+    assert alone.status == 0, alone.err
+
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    ended = subprocess.run(
+        [*launcher, "-m", "sdunroll", "train", *settings, "hydra.run.dir=both"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert ended.returncode != 0
+    (line,) = [line for line in ended.stderr.splitlines() if "error:" in line]
+    assert "a process of the training has ended or cannot be reached in epoch" in line
+    assert line.endswith("whose steps are lost; go on with: sdunroll train resume=both")
+    assert 0 < len(history(Path("both"))) < 5
+    assert not list(Path("both").glob("*.lock"))
+
+    go_on = ["train", "resume=both", "trust=[mortal]"]
+    statuses, errors = pair("-m", "sdunroll", *go_on, cwd=folder)
+    assert statuses == [0, 0], errors
+    rows, expected = history(Path("both")), history(Path("alone"))
+    assert len(rows) == 5
+    for row, other in zip(rows, expected, strict=True):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
+    left = {path.name for path in folder.iterdir()} - {"__pycache__"}
+    assert left == {"alone", "both", "configs", "died", "mortal.py"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train", "-m", "seed=0,1"], ["eval", "run=here"], ["report", "runs=here"]]
+)
+def test_torchrun_is_for_one_training(sdunroll, monkeypatch, arguments):
+    store = HashStore()
+    monkeypatch.setattr(distributed, "notes", lambda: store)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    outcomes = []
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        outcomes.append(sdunroll(*arguments))
+    first, second = outcomes
+    assert first.status == second.status == 1
+    assert first.err == (
+        "error: torchrun: expected one training for its processes to share, got sdunroll "
+        f"{' '.join(arguments)}; call that without torchrun\n"
+    )
+    assert second.err == ""
+    assert not list(Path.cwd().iterdir())
