@@ -13,6 +13,7 @@ import torch
 from torch.distributed import HashStore
 
 from sdunroll import distributed
+from sdunroll.checks import InvalidValue
 from sdunroll.constraints import Distance, Objective
 from sdunroll.distributed import Ranks
 from sdunroll.networks import FlowProximal, ProximalGradient
@@ -234,3 +235,12 @@ def test_torchrun_is_for_one_training(sdunroll, monkeypatch, arguments):
     )
     assert second.err == ""
     assert not list(Path.cwd().iterdir())
+
+
+def test_a_gpu_for_each_process(monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InvalidValue, match=r"expected a GPU for each process, got 1 for 2 or more"):
+        distributed.own_device(torch.device("cuda"))
+    assert distributed.own_device(torch.device("cpu")) == torch.device("cpu")

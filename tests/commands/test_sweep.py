@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from sdunroll import resolvers
+from sdunroll import failed, resolvers
 from sdunroll.cli import config_folder
 from sdunroll.commands import sweep
 from sdunroll.commands.opening import OF_THE_CALL
@@ -128,6 +128,13 @@ def test_a_failure_is_kept_and_tried_again_when_asked(sdunroll, monkeypatch):
 
     assert sdunroll(*call, "retry=maybe").status == 1  # a wrong call leaves what is done as it is
     assert not list(Path("all").rglob("failed.json"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"reason'])
+def test_a_reason_that_cannot_be_read_is_still_one(tmp_path, text):
+    assert failed.reason(tmp_path) is None
+    (tmp_path / failed.NAME).write_text(text)
+    assert "does not tell" in (failed.reason(tmp_path) or "")
 
 
 def test_a_job_of_other_settings_is_not_taken_for_done(sdunroll):
