@@ -116,8 +116,9 @@ GUARDS = [
     ),
     Guard(
         "checkpoints hold weights alone", "cache.py",
-        'torch.load(path, map_location="cpu", weights_only=True)',
-        'torch.load(path, map_location="cpu", weights_only=False)', "test_cache.py commands/test_damage.py",
+        'torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)',
+        'torch.load(path, map_location="cpu", weights_only=False, mmap=mapped)',
+        "test_cache.py commands/test_damage.py",
     ),
     Guard(
         "a packed checkpoint does not fill the memory", "cache.py",

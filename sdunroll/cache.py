@@ -82,8 +82,11 @@ def _umask() -> int:
     return mask
 
 
-def load_checked(path: Path) -> dict:
+def load_checked(path: Path, *, mapped: bool = False) -> dict:
     """What :func:`torch.save` wrote to ``path``, weights only, after verifying every record's CRC.
+
+    Args:
+        mapped: the tensors stay in the file, which is read where they are.
 
     Errors: ``ValueError`` if the file is not a whole, undamaged archive.
     """
@@ -94,7 +97,7 @@ def load_checked(path: Path) -> dict:
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"record {damaged} does not match its checksum")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except DAMAGE as error:
         raise ValueError(
             str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -130,11 +133,14 @@ class Cache:
             return Path(own).expanduser()
         return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sdunroll"
 
-    def tensors(self, key: Key, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def tensors(
+        self, key: Key, compute: Callable[[], dict[str, Tensor]], *, mapped: bool = False
+    ) -> dict[str, Tensor]:
         """The tensors of ``key``, from the disk where they are there, else from ``compute``.
 
         Args:
             key: all that decides the tensors, as JSON values; stored and compared as well.
+            mapped: tensors from the disk are mapped into memory, and read where they are.
         """
         if self.folder is None:
             return compute()
@@ -153,7 +159,7 @@ class Cache:
                 "set SDUNROLL_CACHE to a folder that can be written and locked"
             ) from error
         try:
-            found = self._read(path, text)
+            found = self._read(path, text, mapped)
             if found is None:
                 found = {name: tensor.cpu() for name, tensor in compute().items()}
                 entry = {"key": text, "tensors": found}
@@ -163,11 +169,11 @@ class Cache:
         return found
 
     @staticmethod
-    def _read(path: Path, text: str) -> dict[str, Tensor] | None:
+    def _read(path: Path, text: str, mapped: bool) -> dict[str, Tensor] | None:
         if not path.exists():
             return None
         try:
-            entry = load_checked(path)
+            entry = load_checked(path, mapped=mapped)
             if not isinstance(entry, dict) or entry.get("key") != text or "tensors" not in entry:
                 raise ValueError("made for something else or by another version")
             return dict(entry["tensors"])

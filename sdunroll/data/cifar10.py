@@ -6,6 +6,7 @@ https://www.cs.toronto.edu/~kriz/cifar.html.
 
 import gzip
 import io
+import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -97,8 +98,9 @@ class Cifar10(Source):
         import pooch
 
         folder = Path(self.root) if self.root is not None else pooch.os_cache("sdunroll")
+        web = pooch.HTTPDownloader(progressbar=sys.stderr.isatty())
         try:
-            found = pooch.retrieve(ADDRESS, self.sha256, fname=ARCHIVE, path=folder)
+            found = pooch.retrieve(ADDRESS, self.sha256, ARCHIVE, folder, downloader=web)
         except Exception as error:  # pooch passes on whatever its network library raises
             raise checks.UserError(
                 f"data: expected {folder / ARCHIVE} with SHA-256 {self.sha256[:12]}..., and could not "

@@ -4,18 +4,22 @@ Legend: N pictures, C channels (1 or 3), S side of a picture in pixels.
 """
 
 import hashlib
+import json
 import logging
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from sdunroll import checks
+from sdunroll.cache import Cache
 from sdunroll.data.base import SPLITS, Source, Split
 
 log = logging.getLogger(__name__)
@@ -27,6 +31,7 @@ SHARES = {"train": 0.90, "val": 0.95, "test": 1.0}  # upper ends, where no offic
 MAPPING, PARTITION = "CelebA-HQ-to-CelebA-mapping.txt", "list_eval_partition.txt"
 PARTS: tuple[Split, ...] = ("train", "val", "test")  # 0, 1 and 2 in the partition file
 WORKERS = 4
+AT_ONCE = 1000  # pictures under way, to bound the memory
 
 
 class ImageFolder(Source):
@@ -65,7 +70,7 @@ class ImageFolder(Source):
         self.root = Path(root)
         self.size = checks.integer("size", size, low=2)
         self.color = checks.boolean("color", color)
-        self.channels = 3 if color else 1
+        self.channels: int = 3 if color else 1
         self.bits = checks.integer("bits", bits)
         if bits > 8:
             raise checks.InvalidValue(f"bits: expected 1 to 8, got {bits}")
@@ -84,24 +89,64 @@ class ImageFolder(Source):
         return self._read_splits[split]
 
     def _read_all(self, paths: list[Path], split: Split) -> Tensor:
-        """The pictures of a split that can be read, (N, C, S, S); the others are named and left out."""
+        """The pictures of a split that can be read, (N, C, S, S); the others are named and left out.
+
+        They are decoded once: the cache keeps them as bytes, known by the names, sizes and times of the
+        files, and maps them into memory.
+        """
+        files = [[path.relative_to(self.root).as_posix(), *_state(path)] for path in paths]
+        key = {
+            "what": "pictures",
+            "files": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
+            "size": self.size,
+            "channels": self.channels,
+            "count": self.counts[split],
+        }
+        cache = Cache(Cache.default_folder())
+        found = cache.tensors(key, lambda: self._decode(paths, split), mapped=True)
+        refused = json.loads(bytes(found["refused"].tolist()))
+        for number, (name, reason) in enumerate(refused):
+            level = logging.WARNING if number < NAMED else logging.DEBUG
+            log.log(level, "data: %s is left out: %s", self.root / name, reason)
+        if len(refused) > NAMED:
+            log.warning("data: and %d pictures more are left out", len(refused) - NAMED)
+        self._check_count(split, len(found["pictures"]), len(paths), "readable pictures")
+        levels = found["pictures"].permute(0, 3, 1, 2) >> (8 - self.bits)
+        return levels.to(torch.float32, memory_format=torch.contiguous_format).div_(
+            2**self.bits - 1
+        )
+
+    def _decode(self, paths: list[Path], split: Split) -> dict[str, Tensor]:
+        """``pictures``: those that can be read, (N, S, S, C) bytes, in the order of ``paths``, N at most
+        what is wanted; ``refused``: names of the others and why they cannot, as JSON."""
         from PIL import Image
 
         count = self.counts[split] or len(paths)
-        pictures: list[np.ndarray] = []
-        refused: list[str] = []
-        with warnings.catch_warnings(), ThreadPoolExecutor(WORKERS) as pool:
+        pictures = torch.empty(
+            min(count, len(paths)), self.size, self.size, self.channels, dtype=torch.uint8
+        )
+        read, refused, left = 0, [], iter(paths)
+        with (
+            warnings.catch_warnings(),
+            ThreadPoolExecutor(WORKERS) as pool,  # Pillow decodes outside the interpreter's lock
+            tqdm(
+                total=len(pictures), desc=f"pictures for {split}", disable=None, leave=False
+            ) as bar,
+        ):
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            left = iter(paths)
-            while chosen := list(islice(left, count - len(pictures))):
-                for found in pool.map(self._try, chosen):
-                    (refused if isinstance(found, str) else pictures).append(found)  # type: ignore[arg-type]
-        for number, reason in enumerate(refused):
-            log.log(logging.WARNING if number < NAMED else logging.DEBUG, "data: %s", reason)
-        if len(refused) > NAMED:
-            log.warning("data: and %d pictures more are left out", len(refused) - NAMED)
-        self._check_count(split, len(pictures), len(paths), "readable pictures")
-        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+            while chosen := list(islice(left, min(count - read, AT_ONCE))):
+                for path, found in zip(chosen, pool.map(self._try, chosen), strict=True):
+                    if isinstance(found, str):
+                        refused.append((path.relative_to(self.root).as_posix(), found))
+                    else:
+                        pictures[read] = torch.from_numpy(found)
+                        read += 1
+                bar.update(read - bar.n)
+        said = json.dumps(refused).encode()
+        return {
+            "pictures": pictures[:read].clone() if read < len(pictures) else pictures,
+            "refused": torch.tensor(list(said), dtype=torch.uint8),
+        }
 
     def _check_count(self, split: Split, found: int, among: int, what: str) -> None:
         """Errors: fewer than are wanted, or none."""
@@ -171,10 +216,10 @@ class ImageFolder(Source):
             return self._read(path)
         except Exception as error:  # what Pillow raises on damaged files has no base of its own
             reason = " ".join(str(error).split()) or type(error).__name__
-            return f"{path} is left out: could not be read ({reason})"
+            return f"could not be read ({reason})"
 
     def _read(self, path: Path) -> np.ndarray:
-        """(S, S, C) float32 in [0, 1]."""
+        """(S, S, C) bytes."""
         from PIL import Image, ImageOps
 
         with Image.open(path, formats=FORMATS) as opened:  # not those that call another program
@@ -188,9 +233,16 @@ class ImageFolder(Source):
         side = min(picture.size)
         left, top = ((length - side) // 2 for length in picture.size)
         square = picture.crop((left, top, left + side, top + side))
-        resized = np.asarray(square.resize((self.size, self.size), Image.Resampling.BOX))
-        levels = np.floor(resized / 2 ** (8 - self.bits)) / (2**self.bits - 1)
-        return levels.astype(np.float32).reshape(self.size, self.size, self.channels)
+        resized = np.array(square.resize((self.size, self.size), Image.Resampling.BOX))
+        return resized.reshape(self.size, self.size, self.channels)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Size and time of a file, by which a change of it is noticed."""
+    with suppress(OSError):  # it is named when it is read
+        found = path.stat()
+        return found.st_size, found.st_mtime_ns
+    return -1, -1
 
 
 def _numbers(stem: str) -> list[int]:

@@ -1,6 +1,8 @@
 import hashlib
 import io
 import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
@@ -57,6 +59,38 @@ def test_without_archive_and_network_one_clear_line(tmp_path, monkeypatch):
         UserError, match=r"^data: expected .* set data.root to the folder that holds"
     ):
         Cifar10(root=str(tmp_path)).signals("val")
+
+
+def test_a_download_that_breaks_off_leaves_nothing_and_is_begun_again(
+    archive, tmp_path, monkeypatch
+):
+    settings, _ = archive
+    whole = (tmp_path / cifar10.ARCHIVE).read_bytes()
+    sent = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            sent.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(whole)))
+            self.end_headers()
+            self.wfile.write(whole if len(sent) > 1 else whole[:1000])
+
+        def log_message(self, *_):
+            pass
+
+    folder = tmp_path / "downloaded"
+    source = Cifar10(root=str(folder), sha256=settings["sha256"], **COUNTS)
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(cifar10, "ADDRESS", f"http://127.0.0.1:{server.server_port}/archive")
+        with pytest.raises(UserError, match=r"^data: expected .* could not download it from "):
+            source.signals("val")
+        assert list(folder.iterdir()) == []
+        there = source.signals("val")
+        server.shutdown()
+    assert torch.equal(there, Cifar10(**settings, **COUNTS).signals("val"))
+    assert len(sent) == 2
 
 
 def test_a_damaged_archive_is_not_read(archive, tmp_path, monkeypatch):

@@ -183,6 +183,33 @@ def test_what_is_no_picture_is_named_and_left_out(pictures, caplog, kind):
     assert len(reds(ImageFolder(root=str(pictures), size=4, num_train=5), "train")) == 5
 
 
+def test_pictures_are_decoded_once(pictures, monkeypatch, caplog):
+    spoil(pictures / "7.png", "text")
+    sizes = {"size": 4, "bits": 5}
+    first = ImageFolder(root=str(pictures), **sizes).signals("train")
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFolder, "_read", lambda *_: pytest.fail("decoded again"))
+        again = ImageFolder(root=str(pictures), **sizes).signals("train")
+        moved = pictures.rename(pictures.parent / "moved")
+        caplog.clear()
+        assert torch.equal(ImageFolder(root=str(moved), **sizes).signals("train"), first)
+    assert torch.equal(first, again)
+    assert f"{moved}/7.png is left out: could not be read (" in caplog.text
+
+
+def test_changed_pictures_and_a_damaged_cache_are_decoded_again(pictures, tmp_path, caplog):
+    first = ImageFolder(root=str(pictures), size=4).signals("train")
+    (entry,) = (tmp_path / "cache").glob("pictures-*.pt")
+    entry.write_bytes(entry.read_bytes()[:-50])
+    assert torch.equal(ImageFolder(root=str(pictures), size=4).signals("train"), first)
+    assert "is rebuilt" in caplog.text
+    number = round(float(first[3, 0, 0, 0]) * 255)
+    save(pictures, f"{number}.png", np.full((10, 12, 3), 200, np.uint8))
+    changed = ImageFolder(root=str(pictures), size=4).signals("train")
+    assert (changed[3] * 255).round().unique().tolist() == [200]
+    assert torch.equal(changed[4:], first[4:])
+
+
 def test_thousands_that_are_no_pictures(tmp_path, caplog):
     for number in range(3000):
         (tmp_path / f"{number}.jpg").write_bytes(b"\xff\xd8\xff")
