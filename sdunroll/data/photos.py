@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sdunroll import checks
 from sdunroll.data.base import SPLITS, Source, Split, split_counts
+from sdunroll.interrupt import deferred
 from sdunroll.randomness import generator
 
 COLOR = ("astronaut", "chelsea", "coffee", "rocket")
@@ -23,11 +24,12 @@ def load_pictures(color: bool) -> dict[str, np.ndarray]:
     from skimage import color as colors
     from skimage import data, util
 
-    pictures = {name: util.img_as_float32(getattr(data, name)()) for name in COLOR}
+    with deferred():  # a reader that is interrupted complains on the console
+        read = {name: getattr(data, name)() for name in (COLOR if color else COLOR + GREY)}
+    pictures = {name: util.img_as_float32(picture) for name, picture in read.items()}
     if color:
         return pictures
-    pictures = {name: colors.rgb2gray(picture) for name, picture in pictures.items()}
-    pictures |= {name: util.img_as_float32(getattr(data, name)()) for name in GREY}
+    pictures |= {name: colors.rgb2gray(pictures[name]) for name in COLOR}
     return {name: picture.astype(np.float32)[..., None] for name, picture in pictures.items()}
 
 

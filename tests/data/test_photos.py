@@ -1,5 +1,9 @@
+import os
+import signal
+
 import numpy as np
 import pytest
+import skimage.data
 import torch
 
 from sdunroll.checks import InvalidValue, UserError
@@ -94,3 +98,18 @@ def test_refuses_crops_larger_than_a_band():
 def test_refuses(setting):
     with pytest.raises(InvalidValue, match=next(iter(setting))):
         Photos(**setting)
+
+
+def test_ctrl_c_waits_until_the_photographs_are_read(monkeypatch):
+    """imageio prints a traceback of its own where it is interrupted."""
+    coffee, read = skimage.data.coffee, []
+
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        read.append("coffee")
+        return coffee()
+
+    monkeypatch.setattr(skimage.data, "coffee", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        photos.load_pictures(True)
+    assert read == ["coffee"]
