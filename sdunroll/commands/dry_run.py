@@ -122,10 +122,16 @@ class _NoModules(nullcontext):
     parents = ("Global",)
 
 
+def flop_counter() -> FlopCounterMode:
+    """Counts the floating-point operations of what runs in it, of all modules together."""
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    return counter
+
+
 def _try(training: Training) -> Trial:
     """One short epoch of ``training``."""
-    flops, memory, modes = FlopCounterMode(display=False), LiveMemory(), ExitStack()
-    flops.mod_tracker = _NoModules()  # type: ignore[assignment]
+    flops, memory, modes = flop_counter(), LiveMemory(), ExitStack()
     ends: list[float] = []
 
     def on_step() -> None:
