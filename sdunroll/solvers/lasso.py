@@ -45,11 +45,20 @@ class LassoSolution:
     iterations: Tensor
 
 
-def duality_gap(dictionary: Tensor, obs: Tensor, codes: Tensor, alpha: float) -> Tensor:
-    """Relative duality gap of ``codes`` in float64, (B,); 0 where the primal value is 0."""
+def duality_gap(
+    dictionary: Tensor, obs: Tensor, codes: Tensor, alpha: float, *, exact: Tensor | None = None
+) -> Tensor:
+    """Relative duality gap of ``codes`` in float64, (B,); 0 where the primal value is 0.
+
+    Args:
+        exact: the codes before they were rounded, whose residual makes u; None for ``codes``. Rounding
+            moves P by its square alone, but u by itself, which for bright signals is more than the gap.
+    """
     dictionary, obs, codes = dictionary.double(), obs.double(), codes.double()
     residual = obs - codes @ dictionary.T
     primal = residual.square().sum(1) / 2 + alpha * codes.abs().sum(1)
+    if exact is not None:
+        residual = obs - exact @ dictionary.T
     correlation = (residual @ dictionary).abs().amax(1)
     scale = (alpha / correlation.clamp_min(alpha))[:, None]
     dual = (obs.square().sum(1) - (obs - scale * residual).square().sum(1)) / 2
@@ -240,7 +249,7 @@ def _solve_chunk(
         iterations[left] = iteration + solver.check_every
         for candidate in (solver.z, polish(solver.z, solver.gram, solver.drive, alpha)):
             rounded = candidate.to(obs.dtype)
-            new_gap = duality_gap(dictionary, obs[left], rounded, alpha)
+            new_gap = duality_gap(dictionary, obs[left], rounded, alpha, exact=candidate.double())
             better = new_gap < gap[left]
             codes[left[better]] = rounded[better]
             gap[left[better]] = new_gap[better]

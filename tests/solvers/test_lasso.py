@@ -40,9 +40,27 @@ def test_default_tolerance_by_dtype(dtype, bound):
     solution = solve_lasso(dictionary, obs, 0.1)
     assert solution.codes.dtype == dtype
     assert solution.gap.max() <= bound
-    # the gap that is reported is the gap of the codes that are returned
-    gap = duality_gap(dictionary, obs, solution.codes, 0.1)
-    assert torch.allclose(solution.gap, gap, rtol=1e-9, atol=1e-14)
+    # the gap that is reported bounds that of the codes that are returned
+    exact = dictionary.double(), obs.double()
+    least = objective(*exact, solve_lasso(*exact, 0.1, tolerance=1e-13).codes, 0.1)
+    value = objective(*exact, solution.codes.double(), 0.1)
+    assert (value - least <= solution.gap * value + 1e-12).all()
+    if dtype == torch.float64:
+        gap = duality_gap(dictionary, obs, solution.codes, 0.1)
+        assert torch.allclose(solution.gap, gap, rtol=1e-9, atol=1e-14)
+
+
+def test_rounding_does_not_keep_bright_signals_from_being_certified():
+    """Rounded to float32, their codes give no dual point that certifies them."""
+    dictionary, obs = random_lasso(60, 72, 20, seed=4, dtype=torch.float32)
+    obs = obs.abs() * 100
+    solution = solve_lasso(dictionary, obs, 0.1, max_iterations=2000)
+    assert duality_gap(dictionary, obs, solution.codes, 0.1).max() > 1e-5
+    assert solution.gap.max() <= 1e-5
+    exact = dictionary.double(), obs.double()
+    least = objective(*exact, solve_lasso(*exact, 0.1, tolerance=1e-11).codes, 0.1)
+    value = objective(*exact, solution.codes.double(), 0.1)
+    assert (value - least <= (solution.gap + 1e-11) * value).all()
 
 
 def test_restarts_only_the_problem_whose_momentum_points_uphill_and_gains_by_it():
