@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.distributed import HashStore
 
 from sdunroll import distributed
@@ -244,3 +245,36 @@ def test_a_gpu_for_each_process(monkeypatch):
     with pytest.raises(InvalidValue, match=r"expected a GPU for each process, got 1 for 2 or more"):
         distributed.own_device(torch.device("cuda"))
     assert distributed.own_device(torch.device("cpu")) == torch.device("cpu")
+
+
+def test_a_process_that_does_not_reach_the_memory_takes_the_sockets(monkeypatch):
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        slots = _slots(0, 1, 3, torch.float32)
+        assert slots is not None
+        assert slots.shape == (1, 3)
+        _slots.cache_clear()
+        monkeypatch.setattr(torch, "from_file", raises(RuntimeError("no such file")))
+        assert _slots(0, 1, 3, torch.float32) is None
+    finally:
+        dist.destroy_process_group()
+        _slots.cache_clear()
+
+
+def raises(error):
+    def work(*_, **__):
+        raise error
+
+    return work
+
+
+def test_who_tells_why_it_ended(monkeypatch):
+    store = HashStore()
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "notes", lambda: store)
+    store.set("told", "0")  # by the first process
+    assert not distributed.may_tell(KeyboardInterrupt())
+    assert not distributed.may_tell(ValueError())
+    monkeypatch.setattr(distributed, "notes", raises(RuntimeError("connection reset")))
+    assert distributed.may_tell(ValueError())
