@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from sdunroll.checks import UserError
+from sdunroll.solvers.feature_sign import feature_sign
 from sdunroll.solvers.proximal import lipschitz, soft_threshold
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}
 CHUNK = 1024  # problems solved at once, to bound the memory
+STUBBORN = 1000  # iterations after which problems are searched one by one
 RELAXATION = 1.6  # over-relaxation, between 1.5 and 1.8 by section 3.4.3 of Boyd et al.
 SUPPORT_ENTRIES = (
     2**25
@@ -199,8 +201,9 @@ def solve_lasso(
 ) -> LassoSolution:
     """Minimise P for every row of ``obs`` until its relative duality gap is at most ``tolerance``.
 
-    The solver, in float64, finds the support, :func:`polish` the values on it; a problem leaves the
-    batch once the codes, rounded to the dtype of ``obs``, are certified.
+    The solver, in float64, finds the support, :func:`polish` the values on it; of a problem for which that
+    takes long, :func:`sdunroll.solvers.feature_sign.feature_sign` finds both. A problem leaves the batch
+    once the codes, rounded to the dtype of ``obs``, are certified.
 
     Args:
         dictionary: D, (m, n). obs: x, (B, m).
@@ -247,7 +250,11 @@ def _solve_chunk(
         for _ in range(solver.check_every):
             solver.step()
         iterations[left] = iteration + solver.check_every
-        for candidate in (solver.z, polish(solver.z, solver.gram, solver.drive, alpha)):
+        found = [solver.z, polish(solver.z, solver.gram, solver.drive, alpha)]
+        if iterations[left[0]] == STUBBORN:
+            rows = zip(found[1], solver.drive, strict=True)
+            found.append(torch.stack([feature_sign(y, solver.gram, d, alpha) for y, d in rows]))
+        for candidate in found:
             rounded = candidate.to(obs.dtype)
             new_gap = duality_gap(dictionary, obs[left], rounded, alpha, exact=candidate.double())
             better = new_gap < gap[left]
