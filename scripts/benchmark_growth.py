@@ -38,7 +38,6 @@ from sdunroll.randomness import generator
 OUT = Path("outputs/benchmarks")
 LISTA = {"layers": 10, "atoms": 307, "batch": 256}
 FLOWS = {"depth": 4}
-TIMES = 7  # steps timed
 Step = Callable[[], Tensor]
 
 
@@ -75,11 +74,13 @@ def step(network: nn.Module, loss: Step) -> None:
     loss().backward()
 
 
-def measure(make: Callable[..., tuple[nn.Module, Step]], sizes: dict[str, int]) -> dict[str, Any]:
-    """Seconds, floating-point operations and bytes of a step."""
+def measure(
+    make: Callable[..., tuple[nn.Module, Step]], sizes: dict[str, int], times: int
+) -> dict[str, Any]:
+    """Seconds, the median of ``times``, floating-point operations and bytes of a step."""
     network, loss = make(**sizes)
     seconds = []
-    for _ in range(TIMES + 1):
+    for _ in range(times + 1):
         began = time.perf_counter()
         step(network, loss)
         seconds.append(time.perf_counter() - began)
@@ -126,7 +127,7 @@ def picture(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one doubling: does it run")
-    factors = [1, 2] if parser.parse_args().quick else [1, 2, 4, 8]
+    factors, times = ([1, 2], 1) if parser.parse_args().quick else ([1, 2, 4, 8], 7)
     keep_freed_memory()
     plain = partial(glow_prox, reversible=False)
     swept = [("layers", lista, LISTA), ("atoms", lista, LISTA), ("batch", lista, LISTA)]
@@ -138,7 +139,7 @@ def main() -> None:
         title = f"{'LISTA' if make is lista else 'GLOW-Prox'}, {name}"
         for factor in factors:
             size = sizes[key] * factor
-            row = {"size": size, **measure(make, {**sizes, key: size})}
+            row = {"size": size, **measure(make, {**sizes, key: size}, times)}
             row["fraction_of_limit"] = row["flops"] / peak / row["seconds"]
             found.setdefault(title, []).append(row)
             print(
