@@ -151,7 +151,7 @@ def test_of_many_at_once_one_gets_it_and_the_others_know_who(tmp_path):
 
 
 def _look(path, done):
-    while not done.is_set():
+    while not done.wait(0.0005):  # a look that never ends would be no look
         in_use(path)
 
 
@@ -164,9 +164,11 @@ def test_a_look_does_not_keep_anybody_from_claiming(tmp_path):
     done = fork.Event()
     looking = fork.Process(target=_look, args=(path, done))
     looking.start()
-    for _ in range(300):
-        with held(path):
-            assert in_use(path)
-        path.write_text("process 1 on a machine that was switched off")
-    done.set()
-    looking.join()
+    try:
+        for _ in range(300):
+            with held(path):
+                assert in_use(path)
+            path.write_text("process 1 on a machine that was switched off")
+    finally:
+        done.set()
+        looking.join()
