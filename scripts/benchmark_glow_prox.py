@@ -14,11 +14,11 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+from timing import gemm_peak
 
 from sdunroll.allocator import keep_freed_memory
 from sdunroll.networks import FlowProximal, ProximalGradient
@@ -90,19 +90,6 @@ def measure(sizes: dict[str, int], reversible: bool, steps: int) -> dict[str, fl
     }
 
 
-def gemm_peak(size: int) -> float:
-    """Multiplications a second of a large matrix product."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    best = min(_timed(lambda: a @ b) for _ in range(5))
-    return size**3 / best
-
-
-def _timed(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run")
@@ -119,7 +106,7 @@ def main() -> None:
         found[name] = json.loads(done.stdout)
     plain, reversible = found["plain"], found["reversible"]
     # in forward passes: one forward, two backward, and one more to rebuild
-    limit = 4 * plain["multiplications"] / gemm_peak(256 if options.quick else 4096)
+    limit = 4 * plain["multiplications"] / gemm_peak(*[256 if options.quick else 4096] * 2)
     row = {
         "what": "training step, reversible",
         "sizes": sizes,

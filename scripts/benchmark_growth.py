@@ -16,7 +16,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from timing import gemm_peak, timed
 from torch import Tensor, nn
 
 from sdunroll.allocator import keep_freed_memory
@@ -79,11 +79,7 @@ def measure(
 ) -> dict[str, Any]:
     """Seconds, the median of ``times``, floating-point operations and bytes of a step."""
     network, loss = make(**sizes)
-    seconds = []
-    for _ in range(times + 1):
-        began = time.perf_counter()
-        step(network, loss)
-        seconds.append(time.perf_counter() - began)
+    seconds = [timed(lambda: step(network, loss))[0] for _ in range(times + 1)]
     network.zero_grad(set_to_none=True)
     with flop_counter() as flops, LiveMemory() as memory:
         step(network, loss)
@@ -92,17 +88,6 @@ def measure(
         "flops": flops.get_total_flops(),
         "bytes": memory.peak,
     }
-
-
-def gemm_peak() -> float:
-    """Floating-point operations a second of a large matrix product."""
-    a = torch.randn(2048, 2048)
-    seconds = []
-    for _ in range(7):
-        began = time.perf_counter()
-        _ = a @ a
-        seconds.append(time.perf_counter() - began)
-    return 2 * 2048**3 / statistics.median(seconds)
 
 
 def picture(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -132,7 +117,7 @@ def main() -> None:
     plain = partial(glow_prox, reversible=False)
     swept = [("layers", lista, LISTA), ("atoms", lista, LISTA), ("batch", lista, LISTA)]
     swept += [("depth", glow_prox, FLOWS), ("depth, plain autograd", plain, FLOWS)]
-    peak, found = gemm_peak(), {}
+    peak, found = 2 * gemm_peak(2048, 2048), {}  # a multiplication is two operations
     print(f"{'':<32}{'size':>6}{'ms':>9}{'MiB':>9}{'GEMM limit':>13}")
     for name, make, sizes in swept:
         key = name.split(",")[0]

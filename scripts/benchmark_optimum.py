@@ -23,15 +23,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso
+from timing import gemm_peak, timed
 from torch import Tensor
 
 from sdunroll.cache import Cache
@@ -43,19 +42,7 @@ OUT = Path("outputs/benchmarks/optimum.json")
 ALPHA, GAP = 0.1, 1e-5
 PROBLEMS = {False: {"size": 16, "count": 2000}, True: {"size": 6, "count": 64}}  # by quick
 PREPARED = {False: {"size": 32, "count": 50_000}, True: {"size": 6, "count": 512}}
-LEAST_MEMORY = 6 * 2**30  # of the machines that should do
-
-
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    began = time.perf_counter()
-    result = work()
-    return time.perf_counter() - began, result
-
-
-def gemm_peak(rows: int, size: int) -> float:
-    """Multiplications a second of the solver's product, (rows, size) times (size, size) in float64."""
-    a, b = torch.randn(rows, size).double(), torch.randn(size, size).double()
-    return rows * size**2 / statistics.median(timed(lambda: a @ b)[0] for _ in range(9))
+MEMORY = 6 * 2**30  # bytes that should do
 
 
 def patches(size: int, count: int) -> tuple[Tensor, Tensor]:
@@ -97,7 +84,7 @@ def compare(size: int, count: int) -> dict[str, Any]:
     theirs, gap, tolerance = coordinate_descent(dictionary, obs)
     atoms = dictionary.shape[1]
     products = float(solution.iterations.sum()) * atoms**2
-    limit = products / gemm_peak(min(count, 1024), atoms)
+    limit = products / gemm_peak(min(count, 1024), atoms, torch.float64)
     return {
         "what": "optimum",
         "sizes": {"problems": count, "m": len(dictionary), "n": atoms},
@@ -132,7 +119,7 @@ def prepare(size: int, count: int) -> dict[str, Any]:
         "optimum_seconds": solving,
         "gap": worst,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "limit_bytes": LEAST_MEMORY,
+        "limit_bytes": MEMORY,
     }
 
 
