@@ -209,3 +209,14 @@ def test_a_full_disk_while_saving_tensors():
         write_atomically(path, lambda _: torch.save(make(), "/dev/full"))
     assert not list(path.parent.iterdir())
     path.parent.rmdir()
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_mapped_tensors_stay_in_their_file(tmp_path, mapped):
+    key = {"what": "numbers"}
+    cache = Cache(tmp_path)
+    made = cache.tensors(key, lambda: {"values": torch.arange(1000)})
+    read = cache.tensors(key, lambda: pytest.fail("made again"), mapped=mapped)
+    maps = Path("/proc/self/maps").read_text()
+    assert (f"{tmp_path}/numbers-" in maps) == mapped
+    assert torch.equal(read["values"], made["values"])

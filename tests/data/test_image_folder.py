@@ -210,6 +210,20 @@ def test_changed_pictures_and_a_damaged_cache_are_decoded_again(pictures, tmp_pa
     assert torch.equal(changed[4:], first[4:])
 
 
+def test_a_changed_picture_of_the_same_size_is_noticed_by_its_time(tmp_path):
+    for number in range(30):
+        save(tmp_path, f"{number}.bmp")
+    first = ImageFolder(root=str(tmp_path), size=4).signals("train")
+    for number in range(30):
+        before = (tmp_path / f"{number}.bmp").stat()
+        save(tmp_path, f"{number}.bmp", np.full((10, 12, 3), 200, np.uint8))
+        assert (tmp_path / f"{number}.bmp").stat().st_size == before.st_size
+        os.utime(tmp_path / f"{number}.bmp", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    changed = ImageFolder(root=str(tmp_path), size=4).signals("train")
+    assert not torch.equal(first, changed)
+    assert (changed * 255).round().unique().tolist() == [200]
+
+
 def test_thousands_that_are_no_pictures(tmp_path, caplog):
     for number in range(3000):
         (tmp_path / f"{number}.jpg").write_bytes(b"\xff\xd8\xff")
