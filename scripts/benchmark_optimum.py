@@ -6,7 +6,7 @@ gap; and what it takes to prepare data of CIFAR-10's size.
 Problems are photo patches over a dictionary learned from others. Both solvers run on one thread until
 the largest relative duality gap of any problem, measured by the same formula in float64, is at most 1e-5.
 scikit-learn gets the Gram matrix and the largest of the tolerances 1e-2, 1e-3 .. that comes to that. The
-limit is the time that the matrix products of the solver's iterations take at the float64 GEMM peak
+limit is the time that the matrix products of the solver's iterations take at the float32 GEMM peak
 measured in the same run. Preparation, of a dictionary and the targets of 50,000 patches of 32x32, runs in a
 process of its own on all cores; its memory is the peak resident set. Prints a table and writes
 outputs/benchmarks/optimum.json.
@@ -84,7 +84,7 @@ def compare(size: int, count: int) -> dict[str, Any]:
     theirs, gap, tolerance = coordinate_descent(dictionary, obs)
     atoms = dictionary.shape[1]
     products = float(solution.iterations.sum()) * atoms**2
-    limit = products / gemm_peak(min(count, 1024), atoms, torch.float64)
+    limit = products / gemm_peak(min(count, 1024), atoms)
     return {
         "what": "optimum",
         "sizes": {"problems": count, "m": len(dictionary), "n": atoms},

@@ -31,7 +31,7 @@ class DictionaryLearning:
         alpha: float,
         passes: int = 5,
         batch_size: int = 512,
-        code_iterations: int = 50,
+        code_iterations: int = 30,
         seed: int = 0,
     ) -> None:
         self.alpha = checks.number("alpha", alpha, above=0)

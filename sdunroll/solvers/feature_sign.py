@@ -29,7 +29,8 @@ def feature_sign(
     settled = not bool(y.any())  # whether y is the minimum for its signs
     for _ in range(max_steps):
         if settled:
-            correlation = (drive - gram @ y).masked_fill(signs != 0, 0.0)
+            active = signs.nonzero()[:, 0]
+            correlation = (drive - y[active] @ gram[active]).masked_fill(signs != 0, 0.0)
             worst = correlation.abs().argmax()
             if correlation[worst].abs() <= alpha * (1 + SLACK):
                 break

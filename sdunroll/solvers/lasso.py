@@ -21,11 +21,9 @@ from sdunroll.solvers.proximal import lipschitz, soft_threshold
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}
 CHUNK = 1024  # problems solved at once, to bound the memory
-STUBBORN = 1000  # iterations after which problems are searched one by one
+GROUP = 32  # problems polished at once
 RELAXATION = 1.6  # over-relaxation, between 1.5 and 1.8 by section 3.4.3 of Boyd et al.
-SUPPORT_ENTRIES = (
-    2**25
-)  # of the normal equations solved at once, 256 MiB; three such tensors live at once
+SUPPORT_ENTRIES = 2**25  # of the normal equations solved at once, 256 MiB; three such tensors live
 
 
 class NotConverged(UserError):
@@ -74,7 +72,7 @@ class Admm:
         z <- soft(y' + u, alpha / rho),  u <- u + y' - z
 
     Unlike FISTA's, its speed hardly depends on the largest singular value of D, which is large for
-    dictionaries of natural images (all atoms share the mean). rho = 8 alpha / rms(||x||) makes the
+    dictionaries of natural images (all atoms share the mean). rho = 24 alpha / rms(||x||) makes the
     threshold alpha / rho scale with the codes. Reference: Boyd, Parikh, Chu, Peleato, Eckstein,
     "Distributed Optimization and Statistical Learning via the Alternating Direction Method of
     Multipliers", https://doi.org/10.1561/2200000016.
@@ -84,29 +82,32 @@ class Admm:
     """
 
     check_every = 20  # iterations between certificates; one costs about as much as five iterations
+    search_after = 200  # iterations, for what is left then a search one by one is faster
 
     def __init__(self, dictionary: Tensor, obs: Tensor, alpha: float) -> None:
-        self.alpha = alpha
-        self.gram = dictionary.T @ dictionary  # (n, n)
-        self.drive = obs @ dictionary  # (B, n) D^T x
-        scale = float(obs.square().sum(1).mean().sqrt())
-        self.rho = 8 * alpha / scale if scale > 0 else 1.0
-        identity = torch.eye(len(self.gram), dtype=obs.dtype, device=obs.device)
-        self.inverse = torch.linalg.inv(self.gram + self.rho * identity)
-        self.z = torch.zeros_like(self.drive)  # (B, n) the sparse iterate
-        self.u = torch.zeros_like(self.drive)  # (B, n) the scaled dual variable
+        scale = float(obs.double().square().sum(1).mean().sqrt())
+        rho = 24 * alpha / scale if scale > 0 else 1.0
+        self.threshold = alpha / rho
+        # in float64: of a dictionary with more atoms than features the inverse is as large as 1 / rho
+        atoms = dictionary.double()
+        identity = torch.eye(atoms.shape[1], dtype=atoms.dtype, device=atoms.device)
+        inverse = torch.linalg.inv(atoms.T @ atoms + rho * identity)
+        self.still = (obs.double() @ atoms @ inverse).to(obs)  # (B, n) y where z = u
+        self.inverse = (rho * inverse).to(obs)  # (n, n), of norm 1 at most
+        self.z = torch.zeros_like(self.still)  # (B, n) the sparse iterate
+        self.u = torch.zeros_like(self.still)  # (B, n) the scaled dual variable
 
     def step(self) -> Tensor:
         """One iteration; returns the new z, (B, n)."""
-        y = torch.add(self.drive, self.z - self.u, alpha=self.rho) @ self.inverse
+        y = torch.addmm(self.still, self.z - self.u, self.inverse)
         sum_ = self.u.add_(torch.lerp(self.z, y, RELAXATION))
-        self.z = soft_threshold(sum_, self.alpha / self.rho)
+        self.z = soft_threshold(sum_, self.threshold)
         self.u = sum_ - self.z
         return self.z
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these problems alone; ``rows`` is a mask (B,)."""
-        self.drive, self.z, self.u = (value[rows] for value in (self.drive, self.z, self.u))
+        self.still, self.z, self.u = (value[rows] for value in (self.still, self.z, self.u))
 
 
 class RestartedFista:
@@ -124,6 +125,7 @@ class RestartedFista:
     """
 
     check_every = 100  # iterations between certificates; it takes some twenty times those of ADMM
+    search_after = 4000
 
     def __init__(self, dictionary: Tensor, obs: Tensor, alpha: float) -> None:
         constant = lipschitz(dictionary)
@@ -167,10 +169,15 @@ def polish(codes: Tensor, gram: Tensor, drive: Tensor, alpha: float) -> Tensor:
     Args:
         codes: (B, n). gram: D^T D, (n, n). drive: D^T x, (B, n).
     """
-    size = int((codes != 0).sum(1).max())
-    rows = max(1, SUPPORT_ENTRIES // max(size, 1) ** 2)
-    parts = zip(codes.split(rows), drive.split(rows), strict=True)
-    return torch.cat([_polish(code, gram, part, alpha, size) for code, part in parts])
+    sizes, order = (codes != 0).sum(1).sort(descending=True)
+    polished = torch.zeros_like(codes)
+    start = 0
+    while start < len(order):  # problems of about the same support, for the larger pads the smaller
+        size = int(sizes[start])
+        rows = order[start : start + min(GROUP, max(1, SUPPORT_ENTRIES // max(size, 1) ** 2))]
+        polished[rows] = _polish(codes[rows], gram, drive[rows], alpha, size)
+        start += len(rows)
+    return polished
 
 
 def _polish(codes: Tensor, gram: Tensor, drive: Tensor, alpha: float, size: int) -> Tensor:
@@ -201,9 +208,9 @@ def solve_lasso(
 ) -> LassoSolution:
     """Minimise P for every row of ``obs`` until its relative duality gap is at most ``tolerance``.
 
-    The solver, in float64, finds the support, :func:`polish` the values on it; of a problem for which that
-    takes long, :func:`sdunroll.solvers.feature_sign.feature_sign` finds both. A problem leaves the batch
-    once the codes, rounded to the dtype of ``obs``, are certified.
+    The solver, in float32, finds the support, :func:`polish` the values on it, in float64; of a problem for
+    which that takes long, :func:`sdunroll.solvers.feature_sign.feature_sign` finds both. A problem leaves
+    the batch once the codes, rounded to the dtype of ``obs``, are certified.
 
     Args:
         dictionary: D, (m, n). obs: x, (B, m).
@@ -238,7 +245,8 @@ def _solve_chunk(
     gap = duality_gap(dictionary, obs, codes, alpha)  # of y = 0, the optimum where alpha is large
     iterations = torch.zeros(len(obs), dtype=torch.long, device=obs.device)
     left = torch.arange(len(obs), device=obs.device)
-    solver = make_solver(dictionary, obs.double(), alpha)
+    gram, drive = dictionary.T @ dictionary, obs.double() @ dictionary
+    solver = make_solver(dictionary.float(), obs.float(), alpha)
     for iteration in range(0, max_iterations + solver.check_every, solver.check_every):
         certified = gap[left] <= tolerance
         left = left[~certified]
@@ -250,13 +258,14 @@ def _solve_chunk(
         for _ in range(solver.check_every):
             solver.step()
         iterations[left] = iteration + solver.check_every
-        found = [solver.z, polish(solver.z, solver.gram, solver.drive, alpha)]
-        if iterations[left[0]] == STUBBORN:
-            rows = zip(found[1], solver.drive, strict=True)
-            found.append(torch.stack([feature_sign(y, solver.gram, d, alpha) for y, d in rows]))
+        z = solver.z.double()
+        found = [z, polish(z, gram, drive[left], alpha)]
+        if iterations[left[0]] == solver.search_after:
+            rows = zip(found[1], drive[left], strict=True)
+            found.append(torch.stack([feature_sign(y, gram, d, alpha) for y, d in rows]))
         for candidate in found:
             rounded = candidate.to(obs.dtype)
-            new_gap = duality_gap(dictionary, obs[left], rounded, alpha, exact=candidate.double())
+            new_gap = duality_gap(dictionary, obs[left], rounded, alpha, exact=candidate)
             better = new_gap < gap[left]
             codes[left[better]] = rounded[better]
             gap[left[better]] = new_gap[better]
