@@ -197,7 +197,7 @@ class Training:
         )
         slack = self.constraint.slack_of(moments, margin=self.constraint.margin)
         try:
-            self.primal_dual.primal_step(loss, slack[self.rows])
+            self.primal_dual.primal_step(self.settings.objective(loss), slack[self.rows])
         except NotFinite as error:
             place = first_broken(path, self.forward.ranks) or str(error)
             raise NotFinite(self._stopped(place)) from error

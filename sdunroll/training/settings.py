@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from sdunroll import checks
 from sdunroll.perturbations import Perturbation
@@ -24,6 +25,8 @@ class TrainingSettings:
         lr: primal step at the start.
         schedule: "cosine" decays the step to 0 over the updates of each stage, "constant" does not.
         optimizer: ``(parameters, lr=) -> Optimizer``.
+        loss: what the multipliers are weighed against: "squared", the mean loss (the paper's), or "log", its
+            logarithm, which has the same minima and multipliers that do not depend on its scale.
         noise: ``level -> Perturbation`` between the layers in training; see ``noise_level``.
         noise_level: its level; 0 for none.
         clip_norm: the Lagrangian's gradient is scaled down to this norm; None leaves it.
@@ -43,6 +46,7 @@ class TrainingSettings:
         schedule: Literal["cosine", "constant"],
         optimizer: OptimizerFactory,
         noise: Callable[[float], Perturbation],
+        loss: Literal["squared", "log"] = "squared",
         noise_level: float = 0.0,
         clip_norm: float | None = None,
         patience: int | None = None,
@@ -64,6 +68,7 @@ class TrainingSettings:
         if not callable(optimizer):
             raise checks.InvalidValue(f"optimizer: expected the settings of one, got {optimizer!r}")
         self.optimizer = optimizer
+        self.loss = checks.choice("loss", loss, ("squared", "log"))
         self.noise = noise(checks.number("noise_level", noise_level, low=0))
         self.clip_norm = (
             None if clip_norm is None else checks.number("clip_norm", clip_norm, above=0)
@@ -71,6 +76,12 @@ class TrainingSettings:
         self.patience = None if patience is None else checks.integer("patience", patience)
         self.stop_after = None if stop_after is None else checks.integer("stop_after", stop_after)
         self.fresh = checks.boolean("fresh", fresh)
+
+    def objective(self, loss: Tensor) -> Tensor:
+        """What is minimised, from the mean loss, a scalar."""
+        if self.loss == "log":
+            return loss.clamp_min(torch.finfo(loss.dtype).tiny).log()
+        return loss
 
     def lr_at(self, share: float) -> float:
         """The primal step after a share (0 .. 1) of a stage's updates."""

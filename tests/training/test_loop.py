@@ -112,6 +112,28 @@ def test_trains():
     assert epochs[-1].val_distance < epochs[0].val_distance
 
 
+def test_the_log_of_the_loss_weighs_it_against_multipliers_of_no_scale():
+    """d log E = dE / E: the step with a loss of E, the multipliers times E and the step by E."""
+    settings = {"epochs": 1, "batch_size": 60, "schedule": "constant", "optimizer": torch.optim.SGD}
+
+    def weights(multiplier, **changes):
+        training = make(**settings | changes)
+        training.primal_dual.multipliers.fill_(multiplier)
+        epoch = next(training.run())
+        return epoch.train_loss, torch.cat([p.flatten() for p in training.network.parameters()])
+
+    loss, logarithm = weights(0.7, loss="log", lr=1e-2)
+    _, squared = weights(0.7 * loss, lr=1e-2 / loss)
+    _, other = weights(0.7, lr=1e-2 / loss)
+    assert torch.allclose(logarithm, squared, atol=1e-6)
+    assert not torch.allclose(logarithm, other, atol=1e-4)
+
+
+def test_the_log_of_a_loss_of_0_is_finite():
+    settings = make(loss="log").settings
+    assert settings.objective(torch.zeros(())).isfinite()
+
+
 def test_constraints_make_layers_descend_that_otherwise_do_not():
     settings = {"epochs": 60, "noise_level": 0.0, "constraint": Distance(epsilon=0.4, margin=0.0)}
     standard = list(make(constrained=False, **settings).run())[-1]
