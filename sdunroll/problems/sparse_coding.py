@@ -54,11 +54,7 @@ class SparseCoding(Problem):
         if not obs.requires_grad:
             return Batch(obs, codes)
         # on its support y* is linear in x: the same value again, with its graph
-        wide = self.dictionary.double()
-        target = solvers.polish(
-            codes.double(), wide.T @ wide, obs.double() @ wide, float(self.alpha)
-        )
-        return Batch(obs, target.to(codes.dtype))
+        return Batch(obs, self._polish(codes, obs).to(codes.dtype))
 
     def objective(self, y: Tensor, obs: Tensor) -> Tensor:
         residual = y @ self.dictionary.T - obs  # (..., B, m)
@@ -119,8 +115,17 @@ class SparseCoding(Problem):
         )
         return {"codes": solution.codes, "gap": solution.gap}
 
+    def _polish(self, codes: Tensor, obs: Tensor) -> Tensor:
+        wide = self.dictionary.double()
+        return solvers.polish(codes.double(), wide.T @ wide, obs.double() @ wide, float(self.alpha))
+
     def certificate(self, y: Tensor, obs: Tensor) -> Tensor:
-        return solvers.duality_gap(self.dictionary, obs, y, float(self.alpha))
+        """By the better of two dual points: of y, and of what y was before it was rounded, if optimal."""
+        gaps = [
+            solvers.duality_gap(self.dictionary, obs, y, float(self.alpha), exact=exact)
+            for exact in (None, self._polish(y, obs))
+        ]
+        return torch.minimum(*gaps)
 
     def baselines(self, batch: Batch) -> dict[str, Iterator[Tensor]]:
         obs = batch.obs

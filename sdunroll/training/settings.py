@@ -25,8 +25,8 @@ class TrainingSettings:
         lr: primal step at the start.
         schedule: "cosine" decays the step to 0 over the updates of each stage, "constant" does not.
         optimizer: ``(parameters, lr=) -> Optimizer``.
-        loss: what the multipliers are weighed against: "squared", the mean loss (the paper's), or "log", its
-            logarithm, which has the same minima and multipliers that do not depend on its scale.
+        loss: what the multipliers are weighed against: "squared", the mean loss (the paper's), or "log",
+            its logarithm, which has the same minima and multipliers that do not depend on its scale.
         noise: ``level -> Perturbation`` between the layers in training; see ``noise_level``.
         noise_level: its level; 0 for none.
         clip_norm: the Lagrangian's gradient is scaled down to this norm; None leaves it.

@@ -8,7 +8,7 @@ from sdunroll.checks import InvalidValue, UserError
 from sdunroll.data import Photos, Synthetic
 from sdunroll.problems import SparseCoding, sparse_coding
 from sdunroll.randomness import generator
-from sdunroll.solvers import DictionaryLearning
+from sdunroll.solvers import DictionaryLearning, duality_gap
 from tests.conftest import make_batch, make_problem
 
 
@@ -127,6 +127,14 @@ def test_certificate_is_small_at_the_optimum_and_large_elsewhere(problem):
     batch = make_batch(problem)
     assert problem.certificate(batch.target, batch.obs).max() <= 1e-6
     assert problem.certificate(batch.target + 0.1, batch.obs).min() > 1e-3
+
+
+def test_certificate_is_small_for_the_rounded_optimum_of_bright_signals():
+    problem = SparseCoding(make_problem(dtype=torch.float32).dictionary, alpha=0.1)
+    obs = make_batch(problem).obs.abs() * 1000
+    codes = problem.optimum(obs)
+    assert duality_gap(problem.dictionary, obs, codes, 0.1).max() > 1e-5  # by their own dual point
+    assert problem.certificate(codes, obs).max() <= 1e-5
 
 
 def test_factory_takes_the_dictionary_of_the_source_or_learns_one(tmp_path):
