@@ -13,6 +13,8 @@ from sdunroll import checks
 from sdunroll.randomness import generator
 from sdunroll.solvers.lasso import Admm
 
+REVISION = 2  # one more when the same settings give another dictionary, as by another rho of Admm
+
 
 class DictionaryLearning:
     """Learns a dictionary from signals; the settings, to be called with the data.
@@ -42,7 +44,7 @@ class DictionaryLearning:
 
     def cache_key(self) -> str:
         """All that decides the dictionary, but for the signals and its size."""
-        return f"{type(self).__qualname__} {sorted(vars(self).items())}"
+        return f"{type(self).__qualname__} {REVISION} {sorted(vars(self).items())}"
 
     @torch.no_grad()
     def __call__(self, signals: Tensor, num_atoms: int) -> Tensor:

@@ -23,7 +23,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}
 CHUNK = 1024  # problems solved at once, to bound the memory
 GROUP = 32  # problems polished at once
 RELAXATION = 1.6  # over-relaxation, between 1.5 and 1.8 by section 3.4.3 of Boyd et al.
-SUPPORT_ENTRIES = 2**25  # of the normal equations solved at once, 256 MiB; three such tensors live
+SUPPORT_ENTRIES = 2**25  # of their normal equations at most, 256 MiB; three such are alive
 
 
 class NotConverged(UserError):
@@ -125,7 +125,7 @@ class RestartedFista:
     """
 
     check_every = 100  # iterations between certificates; it takes some twenty times those of ADMM
-    search_after = 4000
+    search_after = 4000  # iterations, as above
 
     def __init__(self, dictionary: Tensor, obs: Tensor, alpha: float) -> None:
         constant = lipschitz(dictionary)

@@ -26,7 +26,8 @@ class TrainingSettings:
         schedule: "cosine" decays the step to 0 over the updates of each stage, "constant" does not.
         optimizer: ``(parameters, lr=) -> Optimizer``.
         loss: what the multipliers are weighed against: "squared", the mean loss (the paper's), or "log",
-            its logarithm, which has the same minima and multipliers that do not depend on its scale.
+            its logarithm, against which they do not depend on its scale. Over all data both have the same
+            minima; of batches, the logarithm gives one with a large loss less weight.
         noise: ``level -> Perturbation`` between the layers in training; see ``noise_level``.
         noise_level: its level; 0 for none.
         clip_norm: the Lagrangian's gradient is scaled down to this norm; None leaves it.
@@ -78,7 +79,7 @@ class TrainingSettings:
         self.fresh = checks.boolean("fresh", fresh)
 
     def objective(self, loss: Tensor) -> Tensor:
-        """What is minimised, from the mean loss, a scalar."""
+        """What a step minimises, from the mean loss of its batch, a scalar."""
         if self.loss == "log":
             return loss.clamp_min(torch.finfo(loss.dtype).tiny).log()
         return loss
