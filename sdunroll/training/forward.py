@@ -4,6 +4,7 @@ Of several processes, each takes its part of the batch; loss and moments are tho
 Legend: L layers, P parts of a measure (mostly 1), R = P L rows of the constraint, B instances.
 """
 
+import logging
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,6 +22,15 @@ from sdunroll.training.epoch import half_squared_distance
 from sdunroll.training.schedules import Stage
 
 Precision = Literal["fp32", "bf16"]
+
+log = logging.getLogger(__name__)
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device's instructions multiply bfloat16 numbers; others emulate them, which is slow."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Pass(NamedTuple):
@@ -69,6 +79,12 @@ class Forward:
             raise checks.InvalidValue(
                 "precision: expected fp32 for layers that invert a map, whose inverse is wrong with "
                 "fewer digits, got bf16; take precision=fp32 or network=prox_cnn"
+            )
+        if precision == "bf16" and not multiplies_bf16(device):
+            log.warning(
+                "precision: this %s has no instructions for bf16 and emulates them, which is slower "
+                "than precision=fp32",
+                "GPU" if device.type == "cuda" else "processor",
             )
         self.network = network
         self.problem = problem

@@ -1,7 +1,9 @@
 """Training with the network's matrix products in bfloat16."""
 
 import csv
+import os
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from sdunroll.networks import CnnProximal, FlowProximal, Lista, ProximalGradient
 from sdunroll.primal_dual import ProportionalIntegral
 from sdunroll.problems import Inpainting, InverseImaging
 from sdunroll.randomness import generator
-from sdunroll.training import Training
+from sdunroll.training import Training, forward
 from tests.conftest import TINY
 from tests.training.test_loop import TRAIN, make
 
@@ -107,3 +109,22 @@ def test_another_precision_is_refused(sdunroll):
     outcome = sdunroll("train", *TINY, "precision=fp8")
     assert outcome.status == 1
     assert "precision: expected one of fp32, bf16, got 'fp8'" in outcome.err
+
+
+@pytest.mark.parametrize(("precision", "has", "warns"), [("bf16", False, True), ("bf16", True, False),
+                                                         ("fp32", False, False)])  # fmt: skip
+def test_an_emulated_bf16_is_said_to_be_slow(monkeypatch, caplog, precision, has, warns):
+    monkeypatch.setattr(forward, "multiplies_bf16", lambda device: has)
+    make(precision=precision)
+    assert ("no instructions for bf16" in caplog.text) == warns
+
+
+def test_the_processor_is_asked_for_bf16():
+    flags = (
+        set(Path("/proc/cpuinfo").read_text().split()) if os.path.exists("/proc/cpuinfo") else set()
+    )
+    if "flags" not in flags:
+        pytest.skip("the flags of this processor are not in /proc/cpuinfo")
+    assert forward.multiplies_bf16(torch.device("cpu")) == (
+        {"avx512bw", "avx512vl", "avx512dq"} <= flags
+    )
