@@ -56,6 +56,7 @@ def methods(constrained: list[str], standard: list[str]) -> list[Study]:
         study("constrained_noise", *constrained, *NOISE),
         study("gradient", *constrained, "constraint=gradient"),
         study("gradient_noise", *constrained, "constraint=gradient", *NOISE),
+        study("objective", *constrained, "constraint=objective"),
         study("objective_noise", *constrained, "constraint=objective", *NOISE),
     ]
 
