@@ -146,13 +146,14 @@ COLUMNS = {
 }
 
 
-def table(found: Found) -> str:
-    """Markdown, a row a setting: means over the seeds, in brackets the largest ratio of a seed's
-    distance to that of the standard network of the same seed and budget."""
+def table(found: Found, names: list[str]) -> str:
+    """Markdown, a row a study of ``names``: means over the seeds, in brackets the largest ratio of a
+    seed's distance to that of the standard network of the same seed and budget."""
     header = ["network", "seeds", "feasible", "worst slack", "violated layers", *COLUMNS.values()]
     header += [f"FISTA iterations to the final {goal}" for goal in ("distance", "objective")]
     lines = [header]
-    for name, runs in found.items():
+    for name in names:
+        runs = found[name]
         peers = found.get("long_standard" if name.startswith("long") else "standard", {})
         if name.endswith("epochs"):  # there is no standard network of as many
             peers = {}
@@ -240,7 +241,10 @@ def main() -> None:
         for name, runs in folders.items()
         if name not in counts
     }
-    suite.write("lista", found, table(found))
+    for title, parts in (("lista", ("methods", "inference")), ("settings", ("settings", "long"))):
+        names = [study.name for part in parts for study in PARTS[part] if study.name in found]
+        if names:
+            suite.write(title, {name: found[name] for name in names}, table(found, names))
     if len(counts) > 1:
         theories = {
             name: {
