@@ -31,6 +31,8 @@ ALL = {
     "mask_moved": "[0,1,2,4]",
     "mask_size": "[8,10,12,14,16]",
 }
+# with more of the noise that tells constrained and standard CNN apart
+RAMP = ALL | {"input_noise_ramp": "[0,0.05,0.1,0.2,0.3,0.4]"}
 # the same gradients by plain autograd: faster where memory is no matter
 PLAIN = ["network.proximal.reversible=false"]
 ROBUST = ["experiment=robust_inpainting", *PLAIN]
@@ -55,8 +57,8 @@ PARTS = {
         Study("masks_standard", [*STANDARD, *MASKS], ALL),
     ],
     "cnn": [
-        Study("cnn_constrained", [*CONSTRAINED, "network=prox_cnn"], ALL),
-        Study("cnn_standard", [*STANDARD, "network=prox_cnn"], ALL),
+        Study(f"cnn_{method}", [*given, "experiment=robust_cnn"], RAMP)
+        for method, given in (("constrained", CONSTRAINED), ("standard", STANDARD))
     ],
     "photos": [
         Study("photos_constrained", [*CONSTRAINED, *PHOTOS], NOISE, seeds=[0]),
@@ -121,7 +123,7 @@ SCALES = {
 SHOWN = {
     "layer_noise_fading": (2, 4),
     "input_noise_normalised": (1, 4),
-    "input_noise_ramp": (0.1, 0.2),
+    "input_noise_ramp": (0.1, 0.2, 0.3),
     "mask_moved": (1, 2, 4),
     "mask_size": (10, 14),
 }
@@ -183,7 +185,11 @@ def robustness_table(found: Found) -> str:
         peers = found.get(name.replace("constrained", "standard"), {}) if "constr" in name else {}
         cells = [name.replace("_", " "), _mean_of(runs, peers, lambda run: run["hole_psnr"][-1])]
         for perturbation, level in columns:
-            known = {seed: run for seed, run in runs.items() if perturbation in run["levels"]}
+            known = {
+                seed: run
+                for seed, run in runs.items()
+                if level in run["levels"].get(perturbation, {})
+            }
 
             def value(run: Run, key: str = perturbation, level: str = level) -> float:
                 return run["levels"][key][level]["hole_psnr"]
