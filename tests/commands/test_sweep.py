@@ -26,7 +26,8 @@ from sdunroll.report.collect import method_key
 from sdunroll.runs import Run
 from tests.conftest import TINY
 
-ENDLESS = [item for item in TINY if "epochs" not in item] + ["training.epochs=100000"]
+# minutes, should the tests be killed before they end it
+ENDLESS = [item for item in TINY if "epochs" not in item] + ["training.epochs=30000"]
 
 
 @pytest.fixture(autouse=True)
@@ -174,7 +175,7 @@ def test_jobs_in_processes_killed_and_started_again(sdunroll):
         report = sdunroll("report", "runs=all")
         assert report.status == 0, report.err
         for seed in (0, 1):
-            assert re.search(rf"seed-{seed}.*: running: \d+ of 100000 epochs", report.err)
+            assert re.search(rf"seed-{seed}.*: running: \d+ of 30000 epochs", report.err)
         assert re.search(r"epsilon-2.*: failed: constraint.epsilon: expected a number", report.err)
         busy = sdunroll("train", "-m", *ENDLESS, "seed=0", "constraint.epsilon=0.1", "sweep=all")
         assert busy.status == 1
