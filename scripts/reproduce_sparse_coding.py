@@ -124,10 +124,7 @@ def figures(folder: Path) -> dict[str, Any]:
         "violated_layers": sum(s > 0 for s in summary["slack"][metrics["first_layer"] - 1 :]),
         "final_distance": summary["final_distance"],
         "distances": [row["distance"]["mean"] for row in metrics["layers"]],
-        "fista_iterations": {
-            goal: metrics["baselines"]["fista"][f"iterations_to_final_{goal}"]
-            for goal in ("distance", "objective")
-        },
+        "fista_iterations": metrics["baselines"]["fista"]["iterations_to_final_distance"],
         "inference": read(folder, "eval/cost.json")["rows"][-1],
         "objective_gap": metrics["layers"][-1]["objective_gap"]["mean"],
         "fista_objective_gap": metrics["baselines"]["fista"]["objective_gap"]["mean"],
@@ -150,13 +147,11 @@ def table(found: Found, names: list[str]) -> str:
     """Markdown, a row a study of ``names``: means over the seeds, in brackets the largest ratio of a
     seed's distance to that of the standard network of the same seed and budget."""
     header = ["network", "seeds", "feasible", "worst slack", "violated layers", *COLUMNS.values()]
-    header += [f"FISTA iterations to the final {goal}" for goal in ("distance", "objective")]
+    header += ["FISTA iterations to the final distance"]
     lines = [header]
     for name in names:
         runs = found[name]
         peers = found.get("long_standard" if name.startswith("long") else "standard", {})
-        if name.endswith("epochs"):  # there is no standard network of as many
-            peers = {}
         rows = list(runs.values())
         cells = [name.replace("_", " "), str(len(rows))]
         cells += [f"{sum(row['feasible'] for row in rows)} of {len(rows)}"]
@@ -168,10 +163,34 @@ def table(found: Found, names: list[str]) -> str:
             ]
             bracket = "" if "standard" in name or not ratios else f" ({max(ratios):.2f})"
             cells.append(f"{mean(row[column] for row in rows):.2f}{bracket}")
+        counts = [row["fista_iterations"] for row in rows if row["fista_iterations"] is not None]
+        cells.append(f"{mean(counts):.0f}" if counts else "-")
+        lines.append(cells)
+    return markdown(lines)
+
+
+def inference_table(found: Found, names: list[str]) -> str:
+    """Markdown, a row a study of ``names``, means over the seeds: FISTA's iterations and time, as a
+    multiple of the network's, to the network's final distance and objective."""
+    header = ["network", "seeds", "final distance", "objective gap", "ms for 1,000 problems"]
+    for goal in ("distance", "objective"):
+        header += [f"FISTA iterations to the {goal}", f"times as long to the {goal}"]
+    lines = [header]
+    for name in names:
+        rows = list(found[name].values())
+        cells = [name.replace("_", " "), str(len(rows))]
+        cells += [
+            f"{mean(row[key] for row in rows):.3f}" for key in ("final_distance", "objective_gap")
+        ]
+        cells += [f"{1e3 * mean(row['inference']['seconds'] for row in rows):.0f}"]
         for goal in ("distance", "objective"):
-            counts = [row["fista_iterations"][goal] for row in rows]
-            known = [count for count in counts if count is not None]
-            cells.append(f"{mean(known):.0f}" if known else "-")
+            costs = [row["inference"]["solvers"]["fista"][f"to_{goal}"] for row in rows]
+            if None in costs:  # not reached
+                cells += ["-", "-"]
+                continue
+            ratios = [cost["seconds"] / row["inference"]["seconds"]
+                      for cost, row in zip(costs, rows, strict=True)]  # fmt: skip
+            cells += [f"{mean(cost['iterations'] for cost in costs):.0f}", f"{mean(ratios):.1f}"]
         lines.append(cells)
     return markdown(lines)
 
@@ -241,10 +260,15 @@ def main() -> None:
         for name, runs in folders.items()
         if name not in counts
     }
-    for title, parts in (("lista", ("methods", "inference")), ("settings", ("settings", "long"))):
+    tables = {
+        "lista": (["methods"], table),
+        "settings": (["settings", "long"], table),
+        "inference": (["methods", "long", "inference"], inference_table),
+    }
+    for title, (parts, write) in tables.items():
         names = [study.name for part in parts for study in PARTS[part] if study.name in found]
         if names:
-            suite.write(title, {name: found[name] for name in names}, table(found, names))
+            suite.write(title, {name: found[name] for name in names}, write(found, names))
     if len(counts) > 1:
         theories = {
             name: {
