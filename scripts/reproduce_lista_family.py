@@ -30,7 +30,7 @@ NETWORKS: dict[str, tuple[str, list[str]]] = {
     "lista_cpss": ("LISTA-CPSS", []),
     "tilista": ("TiLISTA+ss", []),
     "alista": ("ALISTA+ss", []),
-    # whose limit is the LASSO's solution, with alpha 0.2 at -11.9 dB
+    # whose limit is the LASSO's solution, with alpha 0.2 at -11.8 dB
     "step_lista": ("Step-LISTA, alpha 0.1", ["problem.alpha=0.1"]),
     "gated_lista": ("Gated LISTA", []),
     "hyper_lista": ("HyperLISTA", []),

@@ -71,6 +71,13 @@ def test_every_config_composes_and_resolves(group, choice):
     OmegaConf.to_container(OmegaConf.create(resolved), resolve=True, throw_on_missing=True)
 
 
+def test_an_experiment_overrides_the_network_of_its_problem():
+    one = composed("experiment=robust_cnn")
+    other = composed("problem=glow_prox", "network=prox_cnn")
+    assert one.network == other.network
+    assert one.training == other.training != composed().training
+
+
 @pytest.mark.parametrize("choice", choices("data"))
 def test_data(choice):
     if choice in ("cifar10", "image_folder"):
