@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["lista", "settings", "glow_prox", "lista_family", "samples", "withstand"])
+@pytest.mark.parametrize(
+    "name", ["lista", "settings", "glow_prox", "lista_family", "samples", "withstand"]
+)
 def test_the_tables_of_results_are_those_that_the_scripts_wrote(name):
     tables = (ROOT / "outputs" / "reference" / f"{name}.md").read_text().strip().split("\n\n")
     assert all(table in README for table in tables)

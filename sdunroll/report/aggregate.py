@@ -3,6 +3,7 @@
 Legend: a row a method, a column a figure.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -76,11 +77,19 @@ def tables(methods: Sequence[Method]) -> list[Table]:
     for title, group in several:
         for table in _block(group):
             if len(several) > 1:
-                prefix = "".join(c if c.isalnum() else "_" for c in title.replace(", ", "_"))
+                prefix = _file_name(title)
                 caption = f"{title[0].upper()}{title[1:]}. {table.caption}"
                 table = replace(table, name=f"{prefix}_{table.name}", caption=caption)
             found.append(table)
     return found
+
+
+def _file_name(title: str) -> str:
+    """A title as part of a file's name, of which file systems take 255 characters."""
+    name = "".join(c if c.isalnum() else "_" for c in title.replace(", ", "_"))
+    return (
+        name if len(name) < 100 else f"{name[:90]}_{hashlib.sha256(title.encode()).hexdigest()[:8]}"
+    )
 
 
 def _block(methods: Sequence[Method]) -> list[Table]:

@@ -240,17 +240,33 @@ def methods(records: Sequence[Record]) -> list[Method]:
 
 def blocks(methods: Sequence[Method]) -> list[tuple[str, list[Method]]]:
     """The methods apart by what they solve: a title and those with one problem, data and operator,
-    whose figures can be compared."""
+    whose figures can be compared. Of those with the same code the title says what differs."""
     groups: dict[str, list[Method]] = {}
     for method in methods:
         config = method.records[0].config
-        what = [config.get(name) for name in ("problem", "data", "operator")]
+        what = {name: config.get(name) for name in ("problem", "data", "operator")}
         groups.setdefault(json.dumps(what, sort_keys=True), []).append(method)
     titles = [_title(group[0].records[0].config) for group in groups.values()]
-    return [
-        (f"{title}, {place}" if titles.count(title) > 1 else title, group)
-        for place, (title, group) in enumerate(zip(titles, groups.values(), strict=True), 1)
-    ]
+    settings = [dict(_flat(json.loads(what))) for what in groups]
+    found = []
+    for title, own, group in zip(titles, settings, groups.values(), strict=True):
+        peers = [other for one, other in zip(titles, settings, strict=True) if one == title]
+        differs = [
+            f"{name} {value}"
+            for name, value in own.items()
+            if any(other.get(name) != value for other in peers)
+        ]
+        found.append((", ".join([title, *differs]), group))
+    return found
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of nested mappings by their dotted names."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
 
 
 def _title(config: Mapping[str, Any]) -> str:

@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from sdunroll.report.aggregate import Cell, Column, Table
+from sdunroll.report.aggregate import Cell, Column, Table, tables
+from sdunroll.report.collect import Method, Record, blocks
 from sdunroll.report.writers import comma_separated, latex, markdown
 
 
@@ -55,3 +58,32 @@ def test_latex_is_escaped(table):
     assert text.count("{") == text.count("}")
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
         assert rule in text
+
+
+def a_method(alpha, **of_the_data):
+    config = {
+        "problem": {"_target_": "problems.sparse_coding", "alpha": alpha},
+        "data": {"_target_": "data.Photos", "crops": {"size": 8, **of_the_data}},
+        "seed": 0,
+    }
+    summary = {"worst_slack": -0.1, "feasible": True, "final_distance": 1.0}
+    return Method(f"alpha {alpha}", [Record(Path("run"), config, {}, summary)])
+
+
+def test_problems_of_the_same_code_are_told_apart_by_what_differs():
+    assert [title for title, _ in blocks([a_method(0.1)])] == ["sparse coding, photos"]
+    several = [a_method(0.1), a_method(0.2), a_method(0.2), a_method(0.2, root="x")]
+    assert [(title, len(group)) for title, group in blocks(several)] == [
+        ("sparse coding, photos, problem.alpha 0.1", 1),
+        ("sparse coding, photos, problem.alpha 0.2", 2),
+        ("sparse coding, photos, data.crops.root x, problem.alpha 0.2", 1),
+    ]
+
+
+def test_the_names_of_their_files_are_not_too_long():
+    names = [
+        table.name
+        for table in tables([a_method(0.1, root="x" * 300), a_method(0.1, root="y" * 300)])
+    ]
+    assert len(set(names)) == len(names) > 1
+    assert all(len(name) < 200 for name in names)
