@@ -86,9 +86,7 @@ PARTS = {
         variant("long_standard", *STANDARD, *LONG),
     ],
     "inference": [
-        variant(
-            "objective_200_epochs", *CONSTRAINED, "constraint=objective", "training.epochs=200"
-        ),
+        variant("long_objective", *CONSTRAINED, "constraint=objective", *LONG),
     ],
     "samples": [with_samples(count) for count in (500, 1000, 2000, 4000)],
     "paper_methods": methods(
