@@ -81,9 +81,7 @@ def test_problems_of_the_same_code_are_told_apart_by_what_differs():
 
 
 def test_the_names_of_their_files_are_not_too_long():
-    names = [
-        table.name
-        for table in tables([a_method(0.1, root="x" * 300), a_method(0.1, root="y" * 300)])
-    ]
+    several = [a_method(0.1, root=f"{'x' * 300}{end}") for end in "yz"]
+    names = [table.name for table in tables(several)]
     assert len(set(names)) == len(names) > 1
     assert all(len(name) < 200 for name in names)
