@@ -24,7 +24,6 @@ CONSTRAINED = ["problem=lista", "constrained=true"]
 STANDARD = ["problem=lista", "constrained=false"]
 GRADIENT = [*CONSTRAINED, "constraint=gradient"]
 NOISE = ["training.noise_level=1"]
-LONG = ["training.epochs=500"]
 PERTURBATIONS = {
     "layer_noise": "[0,0.5,1,2,5]",
     "layer_noise_absolute": "[0,0.01,0.1,1,10,100,1000]",
@@ -43,6 +42,10 @@ def study(name: str, *overrides: str) -> Study:
 
 def variant(name: str, *overrides: str) -> Study:
     return Study(name, overrides, NOISES)
+
+
+def long(name: str, *overrides: str) -> Study:
+    return Study(name, [*overrides, "training.epochs=500"], NOISES, length=500 / 80)
 
 
 def methods(constrained: list[str], standard: list[str]) -> list[Study]:
@@ -82,11 +85,11 @@ PARTS = {
         variant("lr_3e-3", *CONSTRAINED, "training.lr=3e-3"),
     ],
     "long": [
-        variant("long_constrained", *CONSTRAINED, *LONG),
-        variant("long_standard", *STANDARD, *LONG),
+        long("long_constrained", *CONSTRAINED),
+        long("long_standard", *STANDARD),
     ],
     "inference": [
-        variant("long_objective", *CONSTRAINED, "constraint=objective", *LONG),
+        long("long_objective", *CONSTRAINED, "constraint=objective"),
     ],
     "samples": [with_samples(count) for count in (500, 1000, 2000, 4000)],
     "paper_methods": methods(

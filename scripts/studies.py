@@ -36,12 +36,14 @@ class Study:
         name: of its run directories. overrides: of `sdunroll train`.
         perturbations: levels by perturbation, for `sdunroll perturb`.
         seeds: at most these of the scale's seeds; None for all.
+        length: of its training, as a multiple of the others'; for the estimate of time alone.
     """
 
     name: str
     overrides: Sequence[str]
     perturbations: Mapping[str, str] = field(default_factory=dict)
     seeds: Sequence[int] | None = None
+    length: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class Scale:
         seeds: of each study.
         overrides: added to those of each study.
         levels: of perturbations, in place of the studies' own.
-        minutes: that one run takes, about. machine: on what; both for the estimate that is printed
-            before it starts.
+        minutes: that one run of length 1 takes, about. machine: on what; both for the estimate that is
+            printed before it starts.
     """
 
     parts: Sequence[str]
@@ -161,11 +163,13 @@ class Suite:
             for job, state in zip(jobs, states, strict=True):
                 print(f"{state:8} {job.folder}")
             raise SystemExit(0)
-        missing = sum(state != "done" for state in states)
-        minutes = missing * self.scale.minutes / self.options.jobs
+        missing = [job for job, state in zip(jobs, states, strict=True) if state != "done"]
+        lengths = sum(job.study.length for job in missing)
+        minutes = lengths * self.scale.minutes / self.options.jobs
         left = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes"
         print(
-            f"{len(jobs)} runs, {missing} to do, about {left} on {self.scale.machine}", flush=True
+            f"{len(jobs)} runs, {len(missing)} to do, about {left} on {self.scale.machine}",
+            flush=True,
         )
         threads = max(1, math.floor((os.cpu_count() or 1) / self.options.jobs))
         with ThreadPoolExecutor(self.options.jobs) as pool:

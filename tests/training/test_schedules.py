@@ -6,6 +6,7 @@ import torch
 
 from sdunroll.checks import InvalidValue
 from sdunroll.training import half_squared_distance, stages
+from sdunroll.training.schedules import Stage
 from tests.training.test_loop import TRAIN, VAL, draw, make, same
 
 
@@ -21,16 +22,24 @@ def test_stages_follow_each_other_and_sum_to_all_epochs(schedule, num_layers, ep
         assert [stage.layer for stage in found] == list(range(1, num_layers + 1))
 
 
-@pytest.mark.parametrize(("num_layers", "epochs"), [(3, 9), (3, 20), (16, 96), (1, 3)])
+@pytest.mark.parametrize(
+    ("num_layers", "epochs", "together"),
+    [(3, 9, 0), (3, 11, 2), (3, 20, 10), (3, 21, 10), (16, 96, 48), (1, 3, 0), (1, 6, 3)],
+)
 @pytest.mark.parametrize("shares_weights", [True, False])
-def test_stagewise_has_three_stages_a_layer(num_layers, epochs, shares_weights):
+def test_stagewise_has_three_stages_a_layer_and_one_together(
+    num_layers, epochs, together, shares_weights
+):
     found = stages("stagewise", num_layers=num_layers, epochs=epochs, shares_weights=shares_weights)
+    if together:
+        last = found.pop()
+        assert last == Stage(epochs - together, together, num_layers, alone=False, lr_factor=0.2)
     assert [stage.layer for stage in found] == [1 + place // 3 for place in range(3 * num_layers)]
     assert [stage.lr_factor for stage in found] == [1.0, 0.2, 0.02] * num_layers
     assert [stage.alone for stage in found] == [not shares_weights, False, False] * num_layers
     assert all(stage.epochs >= 1 for stage in found)
     assert all(one.end == other.first_epoch for one, other in pairwise(found))
-    assert (found[0].first_epoch, found[-1].end) == (0, epochs)
+    assert (found[0].first_epoch, found[-1].end) == (0, epochs - together)
 
 
 def test_fewer_epochs_than_layers_are_refused():
@@ -94,9 +103,19 @@ def test_stagewise_moves_the_new_layer_alone_and_then_all_so_far(constrained):
 
 
 def test_stagewise_scales_the_step():
-    training = make(stages="stagewise", epochs=9, schedule="constant")
+    training = make(stages="stagewise", epochs=11, schedule="constant")
     rates = [epoch.lr for epoch in training.run()]
-    assert rates == pytest.approx([1e-2, 2e-3, 2e-4] * 3)
+    assert rates == pytest.approx([1e-2, 2e-3, 2e-4] * 3 + [2e-3] * 2)
+
+
+def test_the_last_stage_of_stagewise_moves_all_layers_and_keeps_the_best_epoch():
+    training = make(stages="stagewise", epochs=11, constrained=False)
+    assert moved(snapshots(training))[9:] == [[True] * 3] * 2
+    training = make(stages="stagewise", epochs=11, constrained=False)
+    epochs = list(training.run())[6:]
+    losses = [epoch.val_loss for epoch in epochs]
+    expected = [losses[place] < min(losses[:place], default=math.inf) for place in range(5)]
+    assert [epoch.best for epoch in epochs] == expected
 
 
 def test_the_best_epoch_of_a_layer_is_kept_from_stage_to_stage():
