@@ -88,7 +88,9 @@ def resolved_config(config: DictConfig) -> DictConfig:
 def resumed(config: DictConfig) -> Run:
     """The run in ``config.resume``. Errors: overrides that would make it another run."""
     run = trusted_run(config.resume, config.trust)
-    given = HydraConfig.get().overrides.task
+    overrides = HydraConfig.get().overrides
+    elsewhere = [item for item in overrides.hydra if item.startswith("hydra.run.dir=")]
+    given = [*overrides.task, *elsewhere]
     refused = [item for item in given if item.split("=")[0].lstrip("+~") not in RESUMABLE]
     if refused:
         raise InvalidValue(

@@ -48,7 +48,8 @@ def main(config: DictConfig) -> float | None:
     if distributed.launched().rank > 0:
         _train_along(config)
         return None
-    folder = _short(settings.runtime.output_dir)
+    resumes = config.resume is not None  # also in a sweep, whose jobs have directories of their own
+    folder = _short(str(Run(config.resume).folder) if resumes else settings.runtime.output_dir)
     if config.sweep is not None and not of_sweep:
         raise InvalidValue(
             f"sweep: expected -m or a launcher beside it, got sweep={config.sweep} alone; for one run "
@@ -183,5 +184,5 @@ def _train(training: Training, experiment: Experiment, run: Run, logger: str) ->
 
 def _short(folder: str) -> Path:
     """The path as a user would type it: relative where it is below the current directory."""
-    path = Path(folder)
+    path = Path(folder).absolute()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -91,7 +91,7 @@ class Objective(DescentConstraint):
 
 
 class ObjectiveGap(DescentConstraint):
-    """m(y; x) = f(y; x) - f(y*; x)."""
+    """m(y; x) = f(y; x) - f(y*; x), at least 0 but for rounding, which is cut off."""
 
     name = "objective"
 
@@ -102,4 +102,4 @@ class ObjectiveGap(DescentConstraint):
                 f"{type(problem).__name__}; take constraint=objective_value or another constraint"
             )
         best = problem.objective(batch.target, batch.obs)  # (B,)
-        return problem.objective(y, batch.obs) - best
+        return (problem.objective(y, batch.obs) - best).clamp_min(0)

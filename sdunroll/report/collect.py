@@ -129,16 +129,22 @@ def _is_hidden(override: str) -> bool:
 def find(patterns: Sequence[str]) -> list[Record]:
     """The runs at and below the folders that match ``patterns``, folders or globs.
 
-    Errors: :class:`UserError` if there is none.
+    Errors: :class:`UserError` for a pattern of which there is none.
     """
-    folders = sorted({folder for pattern in patterns for folder in _folders(pattern)})
-    records = [record for folder in folders if (record := _read(folder)) is not None]
-    if not records:
+    found: dict[Path, Record] = {}
+    empty = []
+    for pattern in patterns:
+        folders = set(_folders(pattern))
+        records = {folder: _read(folder) for folder in folders - found.keys()}
+        found |= {folder: record for folder, record in records.items() if record is not None}
+        if folders.isdisjoint(found):
+            empty.append(pattern)
+    if empty:
         raise UserError(
-            f"runs: expected run directories at or below {', '.join(patterns)}, found none; "
+            f"runs: expected run directories at or below {', '.join(empty)}, found none; "
             "`sdunroll train` prints a run's directory as its last line"
         )
-    return records
+    return [found[folder] for folder in sorted(found)]
 
 
 def _folders(pattern: str) -> Iterator[Path]:

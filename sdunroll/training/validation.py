@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sdunroll import checks
 from sdunroll.constraints import distance
 from sdunroll.data import Batch
 from sdunroll.randomness import generator
@@ -41,7 +42,10 @@ class Validation(NamedTuple):
 
 @torch.no_grad()
 def validate(forward: Forward, data: Batch, *, depth: int, seed: int) -> Validation:
-    """Run the first ``depth`` layers on ``data``, always from the same y_0, without noise."""
+    """Run the first ``depth`` layers on ``data``, always from the same y_0, without noise.
+
+    Errors: a measure that is negative, by which descent would mean nothing.
+    """
     network, constraint = forward.network, forward.constraint
     rng = generator(seed, "validation", data.obs.device)
     finals, measured = [], []
@@ -51,6 +55,11 @@ def validate(forward: Forward, data: Batch, *, depth: int, seed: int) -> Validat
         pairs = constraint.pairs(*constraint.measures(forward.problem, path, part))
         measured.append(all_layers(share.gather(pairs), depth, network.num_layers))
     final, pairs = torch.cat(finals), torch.cat(measured, 2)  # (N,), (2, R, N)
+    if (lowest := float(pairs.min())) < 0:
+        raise checks.UserError(
+            f"{type(constraint).__name__}.measure: expected numbers >= 0, got {lowest:g}; take its norm, "
+            "or add what bounds it from below"
+        )
     means = pairs.mean(-1)
     return Validation(
         loss=float(final.square().mean() / 2),

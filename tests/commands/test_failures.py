@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from sdunroll.checks import UserError
 from sdunroll.commands.assemble import instantiate, working_in
+from sdunroll.lock import held
 from sdunroll.runs import Run
 from sdunroll.training import Training
 from tests.conftest import TINY
@@ -164,6 +165,17 @@ def test_resume_refuses_changes_that_would_make_it_another_run(sdunroll):
     after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     before.pop(run / "train.log", None), after.pop(run / "train.log", None)
     assert before == after
+
+
+def test_resume_stays_in_the_directory_of_the_run(sdunroll):
+    run = sdunroll("train", *TINY, "training.stop_after=1").run
+    check(sdunroll("train", f"resume={run}", "hydra.run.dir=other"), "got hydra.run.dir=other")
+    with held(run / "train.lock"):  # of a sweep, the directory of the job is another
+        outcome = sdunroll("train", "-m", f"resume={run}", "hydra.sweep.dir=sweep")
+        assert outcome.status == 1
+        assert f"{run}: in use by process" in outcome.err
+    assert sdunroll("train", "-m", f"resume={run}", "hydra.sweep.dir=sweep").status == 0
+    assert (run / "summary.json").is_file()
 
 
 def test_a_network_that_overflows_is_named_by_level(sdunroll, run):

@@ -199,11 +199,12 @@ def test_pictures(sdunroll):
     ("argument", "message"),
     [
         ("runs=nowhere", "runs: expected run directories at or below nowhere, found none"),
+        ("runs=[runs/c0,runs/nope]", "run directories at or below runs/nope, found none"),
         ("runs=3", "runs: expected a directory, a glob or a list of them, got 3"),
         ("runs=[]", "runs: expected a directory"),
     ],
 )
-def test_refuses(sdunroll, argument, message):
+def test_refuses(runs, sdunroll, argument, message):
     outcome = sdunroll("report", argument)
     assert outcome.status == 1
     (line,) = outcome.err.strip().splitlines()

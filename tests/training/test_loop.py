@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sdunroll.checks import InvalidValue
+from sdunroll.checks import InvalidValue, UserError
 from sdunroll.constraints import Distance, GradientNorm, Objective
 from sdunroll.data import Batch
 from sdunroll.distributed import ALONE
@@ -363,3 +363,13 @@ def test_a_step_reads_nothing_back_but_for_its_one_check(epsilon, measure, monke
         training._step(TRAIN)
     assert not transfers.seen
     assert len(reads) == 1
+
+
+def test_a_negative_measure_is_refused():
+    class Negative(Distance):
+        def measure(self, problem, y, batch):
+            return super().measure(problem, y, batch) - 1e3
+
+    training = make(constraint=Negative(), constrained=False)
+    with pytest.raises(UserError, match=r"Negative.measure: expected numbers >= 0, got -\d"):
+        next(training.run())
