@@ -169,9 +169,7 @@ def test_the_constraint_and_the_perturbation_of_the_readme(sdunroll, tmp_path):
         (config,) = [block for block in blocks("yaml") if f"{target}." in block]
         path = folder / "my_configs" / re.search(r"# my_configs/(\S+)", config)[1]
         path.parent.mkdir(parents=True)
-        path.write_text(
-            config.replace(f"# my_configs/{path.relative_to(folder / 'my_configs')}\n", "")
-        )
+        path.write_text(config)
     own = ["--config-dir", "my_configs"]
     outcome = sdunroll("train", *own, "constraint=squared", "constraint.epsilon=0.2", *TINY)
     assert outcome.status == 0, outcome.err
