@@ -47,3 +47,9 @@ def test_plain_numbers_on_a_log_axis():
 def test_no_history_no_picture(tmp_path):
     figures.training([], tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_two_of_a_page_of_lines_look_alike(monkeypatch, tmp_path):
+    axes = draw(monkeypatch, tmp_path, [[3.0, 2.0]] * 30)
+    looks = {(line.get_color(), line.get_marker()) for line in axes.lines}
+    assert len(looks) == len(axes.lines) == 30
