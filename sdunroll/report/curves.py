@@ -13,7 +13,7 @@ from sdunroll.cache import write_atomically
 from sdunroll.report.aggregate import Column, Table
 from sdunroll.report.figures import STYLE, log_axis
 
-MARKERS = "osD^v<>PX*p"  # eleven, beside ten colours: no two of 110 lines have both in common
+MARKERS = "osD^v<>P*pX"  # eleven, beside ten colours: no two of 110 lines have both in common
 LINES = ("-", "--", "-.", ":")
 
 
@@ -66,7 +66,11 @@ def _line(axes: Any, columns: Sequence[Column], place: int, name: str) -> None:
     x = [position for position, _ in known]
     mean = np.array([cell.mean for _, cell in known])
     half = np.array([cell.half or 0.0 for _, cell in known])
-    style: Any = {"color": f"C{place % 10}", "ls": LINES[place % 4], "marker": MARKERS[place % len(MARKERS)]}
+    style: Any = {
+        "color": f"C{place % 10}",
+        "ls": LINES[place % 4],
+        "marker": MARKERS[place % len(MARKERS)],
+    }
     axes.plot(x, mean, ms=4, lw=1.3, label=name, **style)
     low = mean - half
     if columns[0].better == "low" and mean.min() > 0:
