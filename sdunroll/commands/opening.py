@@ -89,8 +89,9 @@ def resumed(config: DictConfig) -> Run:
     """The run in ``config.resume``. Errors: overrides that would make it another run."""
     run = trusted_run(config.resume, config.trust)
     overrides = HydraConfig.get().overrides
-    elsewhere = [item for item in overrides.hydra if item.startswith("hydra.run.dir=")]
-    given = [*overrides.task, *elsewhere]
+    given = list(overrides.task)
+    if distributed.launched().rank == 0:  # the others' directory is not the user's to give
+        given += [item for item in overrides.hydra if item.startswith("hydra.run.dir=")]
     refused = [item for item in given if item.split("=")[0].lstrip("+~") not in RESUMABLE]
     if refused:
         raise InvalidValue(
