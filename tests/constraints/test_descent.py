@@ -131,6 +131,15 @@ def test_where_the_gradient_reaches_the_layer_before(settings, reaches):
     assert reached == [False, False, reaches, True]
 
 
+def test_the_objective_gap_is_never_negative():
+    """As it would be below a target that is not quite the optimum."""
+    problem = make_problem()
+    batch = make_batch(problem)
+    inexact = batch._replace(target=batch.target + 0.1)
+    assert (problem.objective(batch.target, batch.obs) < problem.objective(*inexact[::-1])).all()
+    assert (ObjectiveGap().measure(problem, batch.target, inexact) == 0).all()
+
+
 def test_a_measure_of_the_wrong_shape_is_refused():
     class Summed(DescentConstraint):
         def measure(self, problem, y, batch):
