@@ -4,6 +4,9 @@ import math
 import re
 from collections.abc import Collection
 from numbers import Integral, Real
+from typing import TypeVar
+
+Shaped = TypeVar("Shaped")
 
 
 class UserError(Exception):
@@ -63,6 +66,16 @@ def file_stem(name: str, value: object) -> str:
     """Return ``value`` if it is a word that can name a file, or raise :class:`InvalidValue`."""
     if not isinstance(value, str) or not re.fullmatch(r"\w[\w.-]{0,99}", value):
         raise InvalidValue(f"{name}: expected letters, digits, . - and _, got {value!r}")
+    return value
+
+
+def shaped(name: str, value: Shaped, shape: tuple[int, ...]) -> Shaped:
+    """Return ``value`` if it is an array of that shape, or raise :class:`UserError`; ``name`` says which
+    method of which class gave it."""
+    found = getattr(value, "shape", None)
+    if found is None or tuple(found) != tuple(shape):
+        got = f"a {type(value).__name__}" if found is None else f"{tuple(found)}"
+        raise UserError(f"{name}: expected a tensor of shape {tuple(shape)}, got {got}")
     return value
 
 

@@ -44,7 +44,9 @@ class Perturbation:
         value_range: tuple[float, float] | None,
     ) -> Batch:
         """The instances that the network is to solve; by default those of the disturbed signals."""
+        what = f"{type(self).__name__}.disturb"
         disturbed = self.disturb(signals, generator, value_range)
+        checks.shaped(what, disturbed, signals.shape)
         return problem.instances(disturbed, clean=signals)
 
     def between_layers(

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from sdunroll import cli
 from sdunroll.checks import InvalidValue
-from sdunroll.commands.assemble import assemble, instantiate
+from sdunroll.commands.assemble import assemble
+from sdunroll.commands.instantiate import instantiate
 from sdunroll.data import SPLITS
 from sdunroll.randomness import generator
 from tests.conftest import TINY, TINY_OF

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from sdunroll import checks, trust
 from sdunroll.allocator import keep_freed_memory
 from sdunroll.cache import Cache, WriteError
+from sdunroll.commands.instantiate import instantiate
 from sdunroll.constraints import DescentConstraint
 from sdunroll.data import Batch, Source, Split
 from sdunroll.distributed import own_device
@@ -47,13 +48,19 @@ class Experiment:
     def instances(self, split: Split) -> Batch:
         """The problem's instances of a split, on the device.
 
-        Errors: :class:`checks.UserError` for signals or targets that are not finite.
+        Errors: :class:`checks.UserError` for signals, observations or targets that are no float32
+        tensors, are not finite or not as many as each other.
         """
         signals = self.source.signals(split)
-        _check_finite(signals, f"data: the {split} split")
+        _check(signals, f"data: the {split} split")
         instances = self.reference.instances(signals)
-        _check_finite(instances.obs, f"problem: the observations of the {split} split")
-        _check_finite(instances.target, f"problem: the targets of the {split} split")
+        if not isinstance(instances, Batch):
+            raise checks.UserError(
+                f"problem: expected {type(self.reference).__name__}.instances to give a Batch, got a "
+                f"{type(instances).__name__}"
+            )
+        _check(instances.obs, f"problem: the observations of the {split} split", len(signals))
+        _check(instances.target, f"problem: the targets of the {split} split", len(signals))
         return instances.to(self.device)
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
@@ -62,52 +69,22 @@ class Experiment:
         return self.reference.instances(signals, keep=False).to(self.device)
 
 
-def _check_finite(values: torch.Tensor, what: str) -> None:
+def _check(values: object, what: str, count: int | None = None) -> None:
+    """Errors: anything but finite float32 numbers, an instance a row, ``count`` rows if it is given."""
+    if not isinstance(values, torch.Tensor):
+        raise checks.UserError(f"{what}: expected a tensor, got a {type(values).__name__}")
+    many = len(values) == count if count else len(values) > 0
+    if values.dtype != torch.float32 or values.ndim < 2 or not many:
+        raise checks.UserError(
+            f"{what}: expected a float32 tensor of {count or 'some'} rows, an instance a row, got a "
+            f"{str(values.dtype).removeprefix('torch.')} tensor {tuple(values.shape)}"
+        )
     finite = values.flatten(1).isfinite().all(1)
     if not finite.all():
         raise checks.UserError(
             f"{what}: expected finite values, got others in {int((~finite).sum())} of {len(finite)}, "
             f"first in instance {int(finite.int().argmin())}; check the data"
         )
-
-
-def instantiate(config: DictConfig, group: str, **arguments: Any) -> Any:
-    """Build the object of ``config[group]``, calling it with ``arguments`` if there are any.
-
-    Errors: :class:`checks.InvalidValue` that names the setting, for values it refuses.
-    """
-    import hydra.utils
-    from hydra.errors import InstantiationException
-
-    if not isinstance(config.get(group), DictConfig):
-        raise checks.UserError(
-            f"config.yaml: expected settings under {group!r}, found {config.get(group)!r}"
-        )
-
-    try:
-        built = hydra.utils.instantiate(config[group], _convert_="all")
-        return built(**arguments) if arguments else built
-    except checks.InvalidValue as error:
-        named = str(error).startswith(f"{group}:")  # the choice, rather than one of its settings
-        raise checks.InvalidValue(str(error) if named else f"{group}.{error}") from error
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, checks.InvalidValue):
-            place = (
-                str(error).split("full_key: ")[-1].strip() if "full_key: " in str(error) else group
-            )
-            # the problem's operator is configured in a group of its own
-            place = place.replace("problem.operator", "operator")
-            raise checks.InvalidValue(f"{place}.{cause}") from error
-        raise _unfit(config, group, cause or error) from error
-    except TypeError as error:
-        raise _unfit(config, group, error) from error
-
-
-def _unfit(config: DictConfig, group: str, error: BaseException) -> checks.UserError:
-    reason = " ".join(str(error).split())
-    target = config[group].get("_target_")
-    return checks.UserError(f"{group}: expected settings that make {target}, got: {reason}")
 
 
 def set_up_torch(config: DictConfig) -> torch.device:
@@ -155,6 +132,10 @@ def assemble(
     reference = copy.deepcopy(problem)  # before a network takes the problem along to its device
     weights_rng = generator(part_seed(config, "weights"), "weights")
     network = instantiate(config, "network", problem=problem, generator=weights_rng)
+    if not any(weight.requires_grad for weight in network.parameters()):
+        raise checks.UserError(
+            f"network: expected weights to train, got none from {type(network).__name__}"
+        )
     try:
         constraint.layers(network.num_layers)
     except checks.InvalidValue as error:

@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
 from sdunroll.checks import InvalidValue, boolean
-from sdunroll.commands.assemble import Experiment, assemble, instantiate, set_up_torch
+from sdunroll.commands.assemble import Experiment, assemble, set_up_torch
+from sdunroll.commands.instantiate import instantiate
 from sdunroll.data import Batch
 from sdunroll.memory import LiveMemory, total_bytes
 from sdunroll.training import Training

@@ -7,17 +7,18 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from sdunroll import distributed
-from sdunroll.checks import InvalidValue, boolean
+from sdunroll import checks, distributed
+from sdunroll.checks import InvalidValue, UserError, boolean
 from sdunroll.commands import events
 from sdunroll.commands.assemble import (
     Experiment,
     assemble,
-    instantiate,
     part_seed,
     set_up_torch,
     trusted_run,
 )
+from sdunroll.commands.instantiate import instantiate
+from sdunroll.data import Batch
 from sdunroll.provenance import collect_provenance
 from sdunroll.randomness import generator
 from sdunroll.runs import Run
@@ -65,7 +66,7 @@ def begin(config: DictConfig, folder: Path) -> tuple[Training, Experiment, Run]:
     events.writer_of(config.logger)  # what is missing shows now
     device = set_up_torch(config)
     training, experiment = build(config, device)
-    experiment.source.signals("test")  # what is wrong with it shows now, not after the training
+    _try_out(training, experiment)
     provenance = collect_provenance(
         device=_device_name(device),
         threads=torch.get_num_threads(),
@@ -74,6 +75,30 @@ def begin(config: DictConfig, folder: Path) -> tuple[Training, Experiment, Run]:
         overrides=HydraConfig.get().overrides.task,
     )
     return training, experiment, Run.create(folder, resolved_config(config), provenance)
+
+
+@torch.no_grad()
+def _try_out(training: Training, experiment: Experiment) -> None:
+    """Look at the test split and run the network once, on two instances: what does not fit together
+    shows now, before anything is written, rather than in the training or after it.
+
+    Errors: :class:`sdunroll.checks.UserError` that names what does not fit.
+    """
+    source, network, constraint = experiment.source, experiment.network, experiment.constraint
+    train, test = (source.signals(split) for split in ("train", "test"))
+    name = "data: the test split, an instance of the train split's shape"
+    checks.shaped(name, test, (len(test), *train.shape[1:]))
+    few = Batch(*(values[:2] for values in training.train))
+    rng = generator(0, "trial", few.obs.device)
+    what = f"{type(network).__name__}.initial, of the shape of the targets"
+    start = checks.shaped(what, network.initial(few.obs, rng), few.target.shape)
+    path = network(few.obs, generator=rng, start=start)
+    for measured in constraint.measures(experiment.problem, path, few):
+        if path.states.isfinite().all() and not measured.isfinite().all():
+            raise UserError(
+                f"{type(constraint).__name__}.measure: expected finite numbers of finite estimates, got "
+                f"{float(measured[~measured.isfinite()][0])}"
+            )
 
 
 def resolved_config(config: DictConfig) -> DictConfig:

@@ -10,7 +10,6 @@ from omegaconf import DictConfig, ListConfig
 from sdunroll import checks, metrics
 from sdunroll.commands.assemble import (
     Experiment,
-    instantiate,
     load_best,
     part_seed,
     seed_of,
@@ -19,6 +18,7 @@ from sdunroll.commands.assemble import (
 )
 from sdunroll.commands.bounds import Bounds
 from sdunroll.commands.eval import as_pictures
+from sdunroll.commands.instantiate import instantiate
 from sdunroll.constraints import distance
 from sdunroll.data import Batch
 from sdunroll.perturbations import Perturbation

@@ -212,15 +212,12 @@ class DescentConstraint(ABC):
         )
 
     def _measure(self, problem: Problem, states: Tensor, batch: Batch) -> Tensor:
-        """The measure of states (S, B, ...), (P, S, B), its shape checked."""
+        """The measure of states (S, B, ...), one number a state and instance, (P, S, B)."""
         measured = self.measure(problem, states, batch)
         several = len(self.parts) > 1
         expected = (len(self.parts),) * several + tuple(states.shape[:2])
-        if measured.shape != expected:
-            raise checks.UserError(
-                f"{type(self).__name__}.measure: expected one number a layer and instance, "
-                f"{expected}, got {tuple(measured.shape)}"
-            )
+        what = f"{type(self).__name__}.measure, one number a state and instance"
+        checks.shaped(what, measured, expected)
         return measured if several else measured[None]
 
     def slack_of(self, moments: Tensor, *, margin: float = 0.0) -> Tensor:

@@ -126,8 +126,11 @@ class UnrolledNetwork(nn.Module, ABC):
                 y = perturb(index - 1, y)
                 received.append(y)
             with torch.set_grad_enabled(torch.is_grad_enabled() and index > frozen):
+                after = checks.shaped(
+                    f"{type(self).__name__}.layer", self.layer(index, y, shared), y.shape
+                )
                 # under autocast, a layer may return fewer digits than the estimates are kept in
-                y = self.layer(index, y, shared).to(y.dtype)
+                y = after.to(y.dtype)
             states.append(y)
         return Trajectory(
             torch.stack(states),

@@ -7,7 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from sdunroll.checks import UserError
-from sdunroll.commands.assemble import instantiate, working_in
+from sdunroll.commands.assemble import working_in
+from sdunroll.commands.instantiate import instantiate
 from sdunroll.lock import held
 from sdunroll.runs import Run
 from sdunroll.training import Training

@@ -146,7 +146,7 @@ def test_a_measure_of_the_wrong_shape_is_refused():
             return (y - batch.target).square().sum()
 
     problem = make_problem()
-    with pytest.raises(UserError, match=r"Summed.measure: expected .*\(4, 20\), got \(\)"):
+    with pytest.raises(UserError, match=r"Summed.measure, .*: expected .*\(4, 20\), got \(\)"):
         Summed().slack(problem, path_of(problem), make_batch(problem))
 
 
