@@ -16,7 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from sdunroll import seals
+from sdunroll import seals, trust
 from sdunroll.cache import WriteError, load_checked, write_atomically
 from sdunroll.checks import UserError
 
@@ -28,6 +28,11 @@ UNCHECKED = 1  # the format before, without checksums
 
 class RunError(UserError):
     """A run directory that is missing, damaged or of another version."""
+
+
+def resumption(folder: Path, config: DictConfig) -> str:
+    """The command that goes on with the run of ``config`` in ``folder``, for the user who configured it."""
+    return f"sdunroll train resume={folder}{trust.override(config)}"
 
 
 class Run:
@@ -42,7 +47,9 @@ class Run:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         if not (self.folder / "config.yaml").is_file():
-            what = "holds no config.yaml" if self.folder.is_dir() else "does not exist"
+            what = "does not exist"
+            if self.folder.exists():
+                what = "holds no config.yaml" if self.folder.is_dir() else "is a file"
             raise RunError(
                 f"{self.folder}: expected the directory of a run, but it {what}; "
                 "`sdunroll train` prints the run directory as its last line"

@@ -58,19 +58,37 @@ def check(config: DictConfig, trusted: Collection[str], where: str) -> None:
     trust it, the override to add.
     """
     allowed = (*ROOMS, *trusted)
-    found = list(_targets(OmegaConf.to_container(config, resolve=False), ""))
-    strangers = [
-        (key, target)
-        for key, target in found
-        if not (_of_torch(target) or _within(target, allowed))
-    ]
+    found, strangers = _found(config, allowed)
     if strangers:
         key, target = strangers[0]
-        remedy = _remedy([target for _, target in strangers], trusted)
+        used = [name for name in trusted if any(_within(target, (name,)) for _, target in found)]
+        remedy = _remedy([target for _, target in strangers], used)
         raise UserError(f"{where}: {key} names {target!r}, {remedy}")
     for key, target in found:
         if not _of_torch(target):
             _check_definition(str(target), allowed, f"{where}: {key}")
+
+
+def override(config: DictConfig) -> str:
+    """`` trust=[...]``, with which a command loads a run of ``config``; empty where that is not needed.
+
+    For configurations that the user typed: of others, this would trust whatever they name.
+    """
+    _, strangers = _found(config, ROOMS)
+    modules = dict.fromkeys(str(target).rpartition(".")[0] for _, target in strangers)
+    return f" trust=[{','.join(modules)}]" if modules else ""
+
+
+def _found(
+    config: DictConfig, allowed: Collection[str]
+) -> tuple[list[tuple[str, object]], list[tuple[str, object]]]:
+    """Every ``_target_`` in ``config`` with its key, and those of them that are not allowed."""
+    found = list(_targets(OmegaConf.to_container(config, resolve=False), ""))
+    return found, [
+        (key, target)
+        for key, target in found
+        if not (_of_torch(target) or _within(target, allowed))
+    ]
 
 
 def _targets(value: object, key: str) -> Iterator[tuple[str, object]]:

@@ -202,7 +202,9 @@ def test_a_process_that_dies_ends_the_training_which_goes_on_when_called_again(s
     assert ended.returncode != 0
     (line,) = [line for line in ended.stderr.splitlines() if "error:" in line]
     assert "a process of the training has ended or cannot be reached in epoch" in line
-    assert line.endswith("whose steps are lost; go on with: sdunroll train resume=both")
+    assert line.endswith(
+        "whose steps are lost; go on with: sdunroll train resume=both trust=[mortal]"
+    )
     assert 0 < len(history(Path("both"))) < 5
     assert not list(Path("both").glob("*.lock"))
 

@@ -82,12 +82,15 @@ def planted(tmp_path, monkeypatch):
 
 
 def test_code_of_others_is_named_with_the_override_and_not_imported(planted):
-    config = OmegaConf.create({"network": {"_target_": "planted_code.Net"}})
+    config = OmegaConf.create(
+        {"network": {"_target_": "planted_code.Net"}, "data": {"_target_": "mine.Data"}}
+    )
     with pytest.raises(UserError, match=r"network\._target_ names 'planted_code\.Net'.*"
                        r"add trust=\[mine,planted_code\]$"):  # fmt: skip
         trust.check(config, ["mine"], "config.yaml")
     assert "planted_code" not in sys.modules
     assert not Path(MARK).exists()
+    del config["data"]
     trust.check(config, ["planted_code"], "config.yaml")
 
 
@@ -175,3 +178,14 @@ def test_the_run_s_own_word_for_whom_to_trust_is_not_heard(planted, sdunroll, ru
 def test_trust_is_not_saved(sdunroll):
     run = sdunroll("train", *TINY, "training.epochs=1", "trust=[mine]").run
     assert "trust" not in OmegaConf.load(run / "config.yaml")
+
+
+def test_what_is_told_to_trust_is_what_is_needed():
+    config = OmegaConf.create(
+        {"network": {"_target_": "mine.Network"}, "data": {"_target_": "torch.optim.Adam"}}
+    )
+    assert trust.override(config) == " trust=[mine]"
+    with pytest.raises(UserError, match=r"add trust=\[mine\]$"):
+        trust.check(config, ["mein"], "config.yaml")
+    del config["network"]
+    assert trust.override(config) == ""

@@ -13,7 +13,7 @@ from sdunroll.checks import UserError
 from sdunroll.commands.assemble import Experiment
 from sdunroll.primal_dual import stalled
 from sdunroll.provenance import peak_memory_bytes
-from sdunroll.runs import Run
+from sdunroll.runs import Run, resumption
 from sdunroll.training import Epoch, Training
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,9 @@ def save(
             run.save_checkpoint("best", weights)
         run.save_checkpoint("last", training.state_dict() | {"problem": weights["problem"]})
     except WriteError as error:
-        raise UserError(f"{error}; then go on with: sdunroll train resume={run.folder}") from error
+        raise UserError(
+            f"{error}; then go on with: {resumption(run.folder, run.config)}"
+        ) from error
 
 
 def _history_row(epoch: Epoch, labels: list[str]) -> dict[str, Any]:

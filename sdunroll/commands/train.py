@@ -22,7 +22,7 @@ from sdunroll.commands.dry_run import dry_run
 from sdunroll.commands.opening import begin, build, go_on, load, resolved_config, resumed, setting
 from sdunroll.interrupt import deferred
 from sdunroll.lock import held
-from sdunroll.runs import Run
+from sdunroll.runs import Run, resumption
 from sdunroll.training import Training
 
 log = logging.getLogger(__name__)
@@ -89,13 +89,14 @@ def _main(config: DictConfig, folder: Path, *, of_sweep: bool) -> Run:
             return run
     except (KeyboardInterrupt, SystemExit) as stop:  # the latter: submitit queues the job again
         if distributed.may_tell(stop):
-            log.error("interrupted %s", _how_to_go_on(training, folder))
+            log.error("interrupted %s", _how_to_go_on(training, resumption(folder, run.config)))
         stop.already_shown = True  # type: ignore[union-attr]
         raise
-    print(
-        f"stopped after epoch {training.epochs_done}, as training.stop_after asks; "
-        f"go on with: sdunroll train resume={run.folder}"
-    )
+    done, asked = training.epochs_done, training.settings.stop_after
+    where = f"stopped after epoch {done}, as training.stop_after asks"
+    if asked is not None and asked < done:
+        where = f"{done} epochs are done already, and training.stop_after={asked} asks for no more"
+    print(f"{where}; go on with: {resumption(folder, run.config)}")
     return run
 
 
@@ -105,15 +106,17 @@ def _train_along(config: DictConfig) -> None:
     if config.resume is None:
         training, _ = build(config, set_up_torch(config))
     else:
-        training, _ = load(config, resumed(config))
+        run = resumed(config)
+        training, _ = load(config, run)
+        config = run.config
     if not training.finished():
-        with _together(training, folder) as leave_if_asked:
+        with _together(training, resumption(folder, config)) as leave_if_asked:
             for _ in training.run(leave_if_asked):
                 pass
 
 
 @contextmanager
-def _together(training: Training, folder: Path) -> Iterator[Callable[[], None]]:
+def _together(training: Training, resume: str) -> Iterator[Callable[[], None]]:
     """Connect the processes, if there are several, and let interruptions wait for the next call of what
     this yields.
 
@@ -127,18 +130,18 @@ def _together(training: Training, folder: Path) -> Iterator[Callable[[], None]]:
         except distributed.Lost as error:
             leave_if_asked()
             distributed.may_tell(error)  # hears others out while signals still wait
-            raise distributed.Lost(f"{error} {_how_to_go_on(training, folder)}") from error
+            raise distributed.Lost(f"{error} {_how_to_go_on(training, resume)}") from error
 
 
-def _how_to_go_on(training: Training, folder: Path) -> str:
-    """Where a training was interrupted, what of it is lost, and how to go on."""
+def _how_to_go_on(training: Training, resume: str) -> str:
+    """Where a training was interrupted, what of it is lost, and ``resume``, the command that goes on."""
     epoch = training.epochs_done
     where = f"in epoch {epoch + 1}, whose steps are lost"
     if training.finished():
         where = "after the last epoch"
     if not epoch:
         return f"{where}; nothing was saved yet, train again"
-    return f"{where}; go on with: sdunroll train resume={folder}"
+    return f"{where}; go on with: {resume}"
 
 
 def _train(training: Training, experiment: Experiment, run: Run, logger: str) -> None:
@@ -147,7 +150,7 @@ def _train(training: Training, experiment: Experiment, run: Run, logger: str) ->
     steps, total = len(training.loader), training.settings.epochs
     warn_if_stalled = saving.StallWarning(labels)
     with (
-        _together(training, run.folder) as leave_if_asked,
+        _together(training, resumption(run.folder, run.config)) as leave_if_asked,
         tqdm(
             total=total * steps,
             initial=training.epochs_done * steps,

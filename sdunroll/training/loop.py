@@ -199,8 +199,10 @@ class Training:
         try:
             self.primal_dual.primal_step(self.settings.objective(loss), slack[self.rows])
         except NotFinite as error:
-            place = first_broken(path, self.forward.ranks) or str(error)
-            raise NotFinite(self._stopped(place)) from error
+            place = first_broken(path, self.forward.ranks)
+            if place is None and not moments.isfinite().all():
+                place = f"{type(self.constraint).__name__}.measure is not finite where the estimates are"
+            raise NotFinite(self._stopped(place or str(error))) from error
         moments = moments.detach()
         if self.primal_dual.dual.every == "batch":
             slack = self.constraint.slack_of(moments, margin=self.constraint.margin)

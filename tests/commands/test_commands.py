@@ -246,7 +246,11 @@ def test_resume_of_a_finished_run_changes_nothing(trained, sdunroll):
 
 def test_stop_after_an_epoch_that_is_done_trains_no_further(sdunroll):
     run = sdunroll("train", *TINY, "training.epochs=3", "training.stop_after=2").run
-    assert sdunroll("train", f"resume={run}", "training.stop_after=1").status == 0
+    again = sdunroll("train", f"resume={run}", "training.stop_after=1")
+    assert again.status == 0
+    assert (
+        "2 epochs are done already, and training.stop_after=1 asks for no more; go on" in again.out
+    )
     assert len((run / "history.csv").read_text().splitlines()) == 3
 
 

@@ -118,6 +118,14 @@ def run(sdunroll):
     return sdunroll("train", *TINY).run
 
 
+def test_a_file_of_a_run_is_no_run(sdunroll, run):
+    check(
+        sdunroll("eval", f"run={run}/config.yaml"),
+        "config.yaml: expected the directory",
+        "is a file",
+    )
+
+
 def test_a_folder_without_a_run(sdunroll, tmp_path):
     (tmp_path / "work" / "empty").mkdir()
     check(sdunroll("eval", "run=empty"), "empty", "holds no config.yaml")

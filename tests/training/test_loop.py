@@ -373,3 +373,14 @@ def test_a_negative_measure_is_refused():
     training = make(constraint=Negative(), constrained=False)
     with pytest.raises(UserError, match=r"Negative.measure: expected numbers >= 0, got -\d"):
         next(training.run())
+
+
+@pytest.mark.parametrize("constrained", [True, False])
+def test_a_measure_that_is_not_finite_is_named(constrained):
+    class Divides(Distance):
+        def measure(self, problem, y, batch):
+            return super().measure(problem, y, batch) * torch.nan
+
+    training = make(constraint=Divides(), constrained=constrained)
+    with pytest.raises(NotFinite, match=r"Divides.measure.* not finite.* where the estimates are"):
+        next(training.run())
