@@ -200,11 +200,15 @@ def test_a_process_that_dies_ends_the_training_which_goes_on_when_called_again(s
         check=False,
     )
     assert ended.returncode != 0
-    (line,) = [line for line in ended.stderr.splitlines() if "error:" in line]
-    assert "a process of the training has ended or cannot be reached in epoch" in line
-    assert line.endswith(
-        "whose steps are lost; go on with: sdunroll train resume=both trust=[mortal]"
+    told = "whose steps are lost; go on with: sdunroll train resume=both trust=[mortal]"
+    lines = [line for line in ended.stderr.splitlines() if line.endswith(told)]
+    # torchrun ends the other process, sometimes before that has noticed by itself
+    begins = (
+        "error: a process of the training has ended or cannot be reached",
+        "interrupted in epoch",
     )
+    assert len(lines) == 1, ended.stderr
+    assert lines[0].startswith(begins)
     assert 0 < len(history(Path("both"))) < 5
     assert not list(Path("both").glob("*.lock"))
 
