@@ -6,10 +6,7 @@ device, threads and paths), so that what is done is not done again and a changed
 
 import argparse
 import json
-import math
 import os
-import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from commands import Commands
 from filelock import FileLock, Timeout
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -127,6 +125,7 @@ class Suite:
         self.runs = Path("outputs") / name / self.options.scale
         small = self.options.scale == "small"
         self.results = REFERENCE if small else self.runs / "report"
+        self.call = Commands(threads=max(1, (os.cpu_count() or 1) // self.options.jobs))
 
     def jobs(self, parts: Sequence[str] | None = None) -> list[Job]:
         """The runs of the parts that are asked for."""
@@ -171,9 +170,12 @@ class Suite:
             f"{len(jobs)} runs, {len(missing)} to do, about {left} on {self.scale.machine}",
             flush=True,
         )
-        threads = max(1, math.floor((os.cpu_count() or 1) / self.options.jobs))
-        with ThreadPoolExecutor(self.options.jobs) as pool:
-            results = list(pool.map(lambda job: _make(job, threads), jobs))
+        try:
+            with ThreadPoolExecutor(self.options.jobs) as pool:
+                results = list(pool.map(lambda job: _make(job, self.call), jobs))
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+            raise SystemExit(130) from None
         if not all(results):
             bad = [job.folder for job, good in zip(jobs, results, strict=True) if not good]
             raise SystemExit(f"not done: {', '.join(map(str, bad))}; see --status, then run again")
@@ -191,7 +193,7 @@ class Suite:
         folders = [str(job.folder) for job in self.jobs(parts) if job.state() == "done"]
         if folders:
             arguments = [f"runs=[{','.join(folders)}]", f"hydra.run.dir={self.results / name}"]
-            call(["report", *arguments], threads=1)
+            self.call(["report", *arguments])
 
     def write(self, name: str, found: Mapping[str, Any], table: str) -> None:
         """Write ``NAME.json`` and ``NAME.md`` among the results and print the table."""
@@ -201,27 +203,12 @@ class Suite:
         print(table)
 
 
-def call(arguments: list[str], threads: int) -> None:
-    """One `sdunroll` command, printed as a user would type it. Errors: RuntimeError if it fails."""
-    print("sdunroll", shlex.join(arguments), flush=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(
-        [sys.executable, "-m", "sdunroll", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"sdunroll {shlex.join(arguments)} failed:\n{done.stderr}")
-
-
-def _make(job: Job, threads: int) -> bool:
+def _make(job: Job, call: Commands) -> bool:
     """Train, perturb and evaluate a run as far as that is not done; whether it is done now."""
     try:
         with FileLock(job.beside("lock"), timeout=2):  # --status may hold it for a moment
             job.beside("failed").unlink(missing_ok=True)
-            _call_missing(job, threads)
+            _call_missing(job, call)
     except Timeout:
         print(f"{job.folder}: another process is at it", flush=True)
         return False
@@ -232,12 +219,12 @@ def _make(job: Job, threads: int) -> bool:
     return True
 
 
-def _call_missing(job: Job, threads: int) -> None:
+def _call_missing(job: Job, call: Commands) -> None:
     folder = job.folder
     if not (folder / "summary.json").exists():
         begun = (folder / "checkpoints" / "last.pt").exists()
         fresh = [*job.overrides, f"hydra.run.dir={folder}"]
-        call(["train", *([f"resume={folder}"] if begun else fresh)], threads)
+        call(["train", *([f"resume={folder}"] if begun else fresh)])
     together: dict[str, list[str]] = {}  # one process for all that have the same levels
     for name, levels in job.perturbations.items():
         if not (folder / "perturb" / f"{name}.json").exists():
@@ -245,9 +232,9 @@ def _call_missing(job: Job, threads: int) -> None:
     for levels, names in together.items():
         several = ["-m"] * (len(names) > 1)
         wanted = [f"run={folder}", f"perturbation={','.join(names)}", f"levels={levels}"]
-        call(["perturb", *several, *wanted], threads)
+        call(["perturb", *several, *wanted])
     if not (folder / "eval" / "metrics.json").exists():
-        call(["eval", f"run={folder}"], threads)
+        call(["eval", f"run={folder}"])
 
 
 def read(folder: Path, name: str) -> dict[str, Any]:

@@ -97,6 +97,7 @@ def _run(command: str, arguments: list[str]) -> int:
             redirect_stderr(_WithoutEcho(sys.stderr)),
             _one_line_usage_errors(command),
             _beside_others(command, arguments),
+            interruptions(),
         ):
             _application(command)()
     except KeyboardInterrupt as stop:
@@ -233,6 +234,22 @@ def one_line(error: BaseException, command: str, arguments: list[str]) -> str:
     if isinstance(error, OSError):
         return f"{text}; check the path, its permissions and the room on the disk"
     return f"{type(error).__name__}: {text}; set SDUNROLL_TRACEBACK=1 to see where"
+
+
+@contextmanager
+def interruptions() -> Iterator[None]:
+    """Let an interruption through as such where code in its way failed because of it, as OmegaConf's
+    does in the middle of a change."""
+    from sdunroll.checks import UserError
+
+    try:
+        yield
+    except Exception as error:
+        chain = _causes(error)
+        stops = [link for link in chain if isinstance(link, KeyboardInterrupt)]
+        if stops and not any(isinstance(link, UserError) for link in chain):
+            raise stops[0] from None
+        raise
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:

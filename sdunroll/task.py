@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sdunroll.checks import UserError
-from sdunroll.cli import may_tell, one_line
+from sdunroll.cli import interruptions, may_tell, one_line
 from sdunroll.resolvers import register_resolvers
 
 
@@ -36,7 +36,8 @@ class Task:
     def __call__(self, config: DictConfig) -> object:
         module = importlib.import_module(f"sdunroll.commands.{self.command}")
         try:
-            return module.main(config)
+            with interruptions():
+                return module.main(config)
         except BrokenPipeError:
             raise
         except Exception as error:

@@ -257,6 +257,19 @@ def test_stopped_from_outside(sdunroll, monkeypatch, stop, status):
     assert outcome.err == ("" if status == 1 else "interrupted\n")
 
 
+@pytest.mark.parametrize("place", ["sdunroll.commands.report.main", "sdunroll.cli._application"])
+def test_what_fails_because_of_an_interruption_is_one(sdunroll, monkeypatch, place):
+    def in_the_middle(_):
+        try:
+            raise Terminated
+        finally:
+            None.flags = 0  # of something half done
+
+    monkeypatch.setattr(place, in_the_middle)
+    outcome = sdunroll("report", "runs=outputs")
+    assert (outcome.status, outcome.err) == (143, "interrupted\n")
+
+
 def test_a_reader_that_leaves_is_no_error(tmp_path):
     """`sdunroll train --cfg job | head -1`, where head is gone before we write."""
     command = [sys.executable, "-m", "sdunroll", "train", "--cfg", "job"]
