@@ -1,10 +1,12 @@
 """Routing, help, completion, plug-ins and start-up of the command line."""
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -204,6 +206,41 @@ def test_the_operator_of_the_readme(sdunroll, tmp_path):
     y, x = torch.rand(2, 2, 3, 6, 6, generator=generator(0, "x"), dtype=torch.float64)
     left, right = (operator(y, y) * x).sum(), (y * operator.adjoint(x, x)).sum()
     assert left.item() == pytest.approx(right.item())
+
+
+def test_the_problem_of_the_readme(sdunroll, tmp_path):
+    """Own data, problem and network as they stand there, and the gradient as finite differences have it."""
+    folder = tmp_path / "work"
+    for name in ("toy_spectra", "my_unmixing"):
+        (code,) = [block for block in blocks("python") if block.startswith(f"# {name}.py")]
+        (folder / f"{name}.py").write_text(code)
+    configs = [block for block in blocks("yaml") if "my_unmixing." in block]
+    assert len(configs) == 3
+    for config in configs:
+        path = folder / re.search(r"# (my_configs/\S+)", config)[1]
+        path.parent.mkdir(parents=True)
+        path.write_text(config)
+    (commands,) = [block for block in blocks("bash") if "problem=unmixing" in block]
+    make, train = (shlex.split(line) for line in commands.splitlines())
+    assert python(*make[1:]).returncode == 0
+    outcome = sdunroll(*train[1:], "training.epochs=8", "device=cpu")
+    assert outcome.status == 0, outcome.err
+    assert sdunroll("eval", f"run={outcome.run}", "trust=[my_unmixing]").status == 0
+    figures = json.loads((outcome.run / "eval" / "metrics.json").read_text())
+    distances = [row["distance"]["mean"] for row in figures["layers"]]
+    assert distances[-1] < figures["baselines"]["projected_gradient"]["distance"]["mean"] / 2
+
+    namespace = {}
+    exec((folder / "my_unmixing.py").read_text(), namespace)
+    rng = generator(0, "unmixing")
+    draw = partial(torch.rand, generator=rng, dtype=torch.float64)
+    unmixing = namespace["Unmixing"](draw(6, 4))
+    y, obs = draw(3, 4), draw(3, 6)
+    shifts = 1e-6 * torch.eye(4, dtype=torch.float64)
+    rises = [unmixing.objective(y + e, obs) - unmixing.objective(y - e, obs) for e in shifts]
+    assert torch.allclose(unmixing.gradient(y, obs), torch.stack(rises, 1) / 2e-6, atol=1e-8)
+    _, target = unmixing.instances(obs)
+    assert unmixing.gradient(target.double(), obs).abs().max() < 1e-5
 
 
 def test_the_overrides_of_the_readme_exist():
