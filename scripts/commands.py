@@ -19,8 +19,7 @@ IMPORTED = [
     "sdunroll.commands.report",
     "torch._dynamo",  # by every optimizer
 ]
-# exit statuses of a command that heard Ctrl-C or SIGTERM, and of one that had no time to
-INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+INTERRUPTED = (130, 143)  # exit statuses of a command that heard Ctrl-C or SIGTERM
 
 
 class Commands:
@@ -42,20 +41,43 @@ class Commands:
         """
         print(f"sdunroll {shlex.join(arguments)}\n", end="", flush=True)
         with TemporaryDirectory() as folder:
-            said = Path(folder) / "stderr"
-            process = self.context.Process(target=_command, args=(arguments, said))
+            status, said = self._status(arguments, Path(folder))
+        if status in INTERRUPTED:
+            raise KeyboardInterrupt
+        if status:
+            raise RuntimeError(f"sdunroll {shlex.join(arguments)} failed:\n{said}")
+
+    def _status(self, arguments: list[str], folder: Path) -> tuple[int, str]:
+        """The exit status of a command and what it wrote to stderr."""
+        said, status = folder / "stderr", folder / "status"
+        said.touch()
+        process = self.context.Process(target=_command, args=(arguments, said, status))
+        # Ctrl-C goes to commands, not to what imports for them, which would show where it was
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
             process.start()
-            process.join()
-            if process.exitcode in INTERRUPTED:
-                raise KeyboardInterrupt
-            if process.exitcode:
-                raise RuntimeError(f"sdunroll {shlex.join(arguments)} failed:\n{said.read_text()}")
+        except (OSError, EOFError) as error:
+            return 1, f"no process could be started: {error}"
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        process.join()
+        # not process.exitcode, which threads that start processes at once may take from each other
+        if status.exists():
+            return int(status.read_text()), said.read_text()
+        return 1, f"{said.read_text()}the process was killed"
 
 
-def _command(arguments: list[str], said: Path) -> None:
+def _command(arguments: list[str], said: Path, status: Path) -> None:
     """The process of one command, whose output goes nowhere and whose errors go into ``said``."""
     with said.open("w") as file, open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.argv = ["sdunroll", *arguments]
-    sys.exit(cli.main())
+    ended = 1
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        ended = cli.main()
+    except KeyboardInterrupt:
+        ended = 130
+    finally:
+        status.write_text(str(ended))

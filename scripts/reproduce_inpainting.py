@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from studies import Scale, Study, Suite, markdown, origin, read
+from studies import Scale, Study, Suite, markdown, origin, read, run_script
 
 Run = dict[str, Any]
 Found = dict[str, dict[int, Run]]
@@ -268,4 +268,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from studies import Scale, Study, Suite, markdown, origin, read
+from studies import Scale, Study, Suite, markdown, origin, read, run_script
 
 Found = dict[str, dict[int, dict[str, Any]]]
 
@@ -284,4 +284,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,12 +170,8 @@ class Suite:
             f"{len(jobs)} runs, {len(missing)} to do, about {left} on {self.scale.machine}",
             flush=True,
         )
-        try:
-            with ThreadPoolExecutor(self.options.jobs) as pool:
-                results = list(pool.map(lambda job: _make(job, self.call), jobs))
-        except KeyboardInterrupt:
-            print("interrupted; the same command goes on from here", file=sys.stderr)
-            raise SystemExit(130) from None
+        with ThreadPoolExecutor(self.options.jobs) as pool:
+            results = list(pool.map(lambda job: _make(job, self.call), jobs))
         if not all(results):
             bad = [job.folder for job, good in zip(jobs, results, strict=True) if not good]
             raise SystemExit(f"not done: {', '.join(map(str, bad))}; see --status, then run again")
@@ -201,6 +197,15 @@ class Suite:
         (self.results / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
         (self.results / f"{name}.md").write_text(table + "\n")
         print(table)
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's ``main``, which Ctrl-C ends in one line."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _make(job: Job, call: Commands) -> bool:

@@ -245,10 +245,11 @@ def interruptions() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        chain = _causes(error)
-        stops = [link for link in chain if isinstance(link, KeyboardInterrupt)]
-        if stops and not any(isinstance(link, UserError) for link in chain):
-            raise stops[0] from None
+        link: BaseException | None = error
+        while link is not None and not isinstance(link, (KeyboardInterrupt, UserError, OSError)):
+            link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+        if isinstance(link, KeyboardInterrupt) and not os.environ.get("SDUNROLL_TRACEBACK"):
+            raise link from None
         raise
 
 

@@ -48,19 +48,24 @@ class Experiment:
     def instances(self, split: Split) -> Batch:
         """The problem's instances of a split, on the device.
 
-        Errors: :class:`checks.UserError` for signals, observations or targets that are no float32
-        tensors, are not finite or not as many as each other.
+        Errors: :class:`checks.UserError` for signals that are no float32 tensor, for values that are not
+        finite, and for other than a target an observation.
         """
         signals = self.source.signals(split)
-        _check(signals, f"data: the {split} split")
+        check_rows(signals, f"data: the {split} split", signals=True)
         instances = self.reference.instances(signals)
         if not isinstance(instances, Batch):
             raise checks.UserError(
                 f"problem: expected {type(self.reference).__name__}.instances to give a Batch, got a "
                 f"{type(instances).__name__}"
             )
-        _check(instances.obs, f"problem: the observations of the {split} split", len(signals))
-        _check(instances.target, f"problem: the targets of the {split} split", len(signals))
+        check_rows(instances.obs, f"problem: the observations of the {split} split")
+        check_rows(instances.target, f"problem: the targets of the {split} split")
+        if len(instances.obs) != len(instances.target):
+            raise checks.UserError(
+                f"problem: expected as many targets as observations in the {split} split, "
+                f"{len(instances.obs)}, got {len(instances.target)}"
+            )
         return instances.to(self.device)
 
     def draw(self, count: int, generator: torch.Generator) -> Batch:
@@ -69,15 +74,15 @@ class Experiment:
         return self.reference.instances(signals, keep=False).to(self.device)
 
 
-def _check(values: object, what: str, count: int | None = None) -> None:
-    """Errors: anything but finite float32 numbers, an instance a row, ``count`` rows if it is given."""
+def check_rows(values: object, what: str, *, signals: bool = False) -> None:
+    """Errors: anything but finite numbers, an instance a row, at least one; of signals, in float32."""
     if not isinstance(values, torch.Tensor):
         raise checks.UserError(f"{what}: expected a tensor, got a {type(values).__name__}")
-    many = len(values) == count if count else len(values) > 0
-    if values.dtype != torch.float32 or values.ndim < 2 or not many:
+    kind = str(values.dtype).removeprefix("torch.")
+    if values.ndim < 2 or not len(values) or (signals and values.dtype != torch.float32):
         raise checks.UserError(
-            f"{what}: expected a float32 tensor of {count or 'some'} rows, an instance a row, got a "
-            f"{str(values.dtype).removeprefix('torch.')} tensor {tuple(values.shape)}"
+            f"{what}: expected a {'float32 ' * signals}tensor with an instance a row, got a {kind} "
+            f"tensor of shape {tuple(values.shape)}"
         )
     finite = values.flatten(1).isfinite().all(1)
     if not finite.all():

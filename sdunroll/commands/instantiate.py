@@ -1,6 +1,7 @@
 """From a group of a configuration to the object that it describes, a class of one's own included."""
 
 import functools
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def instantiate(config: DictConfig, group: str, **arguments: Any) -> Any:
     """Build the object of ``config[group]``, calling it with ``arguments`` if there are any.
 
     Errors: :class:`checks.InvalidValue` that names the setting, for values it refuses;
-    :class:`checks.UserError` for settings that make nothing, or something else.
+    :class:`checks.UserError` for settings that make nothing, or something else, and of what they call.
     """
     import hydra.utils
     from hydra.errors import InstantiationException
@@ -48,8 +49,12 @@ def instantiate(config: DictConfig, group: str, **arguments: Any) -> Any:
         )
     try:
         built = hydra.utils.instantiate(settings, _convert_="all")
-        if arguments and callable(built):
-            built = built(**arguments)
+        if arguments and (isinstance(built, KINDS[group]) or not callable(built)):
+            raise checks.UserError(
+                f"{group}: expected _partial_: true beside _target_, since {', '.join(arguments)} come "
+                "later; add it to the yaml"
+            )
+        built = built(**arguments) if arguments else built
     except checks.InvalidValue as error:
         named = str(error).startswith(f"{group}:")  # the choice, rather than one of its settings
         raise checks.InvalidValue(str(error) if named else f"{group}.{error}") from error
@@ -62,6 +67,8 @@ def instantiate(config: DictConfig, group: str, **arguments: Any) -> Any:
             # the problem's operator is configured in a group of its own
             place = place.replace("problem.operator", "operator")
             raise checks.InvalidValue(f"{place}.{cause}") from error
+        if isinstance(cause, checks.UserError):
+            raise cause from error
         raise _unfit(settings, group, cause or error, arguments) from error
     except TypeError as error:
         raise _unfit(settings, group, error, arguments) from error
@@ -76,7 +83,10 @@ def _unfit(
     reason, target = " ".join(str(error).split()), settings["_target_"]
     frames = traceback.extract_tb(error.__traceback__)
     if frames and _is_callee(frames[-1].filename):
-        place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
+        module = sys.modules.get(str(target).rpartition(".")[0])
+        own = [frame for frame in frames if frame.filename == getattr(module, "__file__", None)]
+        frame = (own or frames)[-1]
+        place = f"{Path(frame.filename).name}, line {frame.lineno}"
         return checks.UserError(
             f"{group}: {target} failed in {place}: {type(error).__name__}: {reason}; "
             "set SDUNROLL_TRACEBACK=1 to see where"
@@ -99,7 +109,7 @@ def _is_callee(file: str) -> bool:
 
 def _check_kind(built: object, settings: DictConfig, group: str) -> None:
     kind, target = KINDS[group], settings["_target_"]
-    if isinstance(built, kind):
+    if isinstance(getattr(built, "_orig_mod", built), kind):  # as torch.compile wraps it
         return
     room = f"{kind.__module__.removesuffix('.base')}.{kind.__name__}"
     found, remedy = f"a {type(built).__name__}", f"derive its class from {room}"

@@ -1,5 +1,6 @@
 """A training from its configuration: a new one, or one that goes on."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from sdunroll.commands import events
 from sdunroll.commands.assemble import (
     Experiment,
     assemble,
+    check_rows,
     part_seed,
     set_up_torch,
     trusted_run,
 )
 from sdunroll.commands.instantiate import instantiate
-from sdunroll.data import Batch
+from sdunroll.data import SPLITS, Batch, Source
 from sdunroll.provenance import collect_provenance
 from sdunroll.randomness import generator
 from sdunroll.runs import Run
@@ -38,6 +40,8 @@ def build(
     settings = instantiate(config, "training")
     dual = instantiate(config, "dual")
     experiment = assemble(config, device, state)
+    if state is None:
+        _check_splits(experiment.source)
     if settings.fresh:  # what cannot be drawn shows now
         experiment.source.draw(1, generator(config.seed, "trial"))
     training = Training(
@@ -77,28 +81,53 @@ def begin(config: DictConfig, folder: Path) -> tuple[Training, Experiment, Run]:
     return training, experiment, Run.create(folder, resolved_config(config), provenance)
 
 
+def _check_splits(source: Source) -> None:
+    """What is wrong with a split shows now, not after the training.
+
+    Errors: signals of another shape than those of the training split; pictures may be of another size.
+    """
+    for split in SPLITS:
+        signals = source.signals(split)
+        check_rows(signals, f"data: the {split} split", signals=True)
+        if split == "train":
+            train = signals
+            fixed = 2 if train.ndim == 4 else train.ndim
+        if signals.ndim != train.ndim or signals.shape[1:fixed] != train.shape[1:fixed]:
+            raise UserError(
+                f"data: the {split} split: expected signals of shape {tuple(train.shape[1:])}, as in the "
+                f"train split, got {tuple(signals.shape[1:])}"
+            )
+
+
 @torch.no_grad()
 def _try_out(training: Training, experiment: Experiment) -> None:
-    """Look at the test split and run the network once, on two instances: what does not fit together
-    shows now, before anything is written, rather than in the training or after it.
+    """Run a copy of the network once, on two instances: what does not fit together shows now, before
+    anything is written.
 
     Errors: :class:`sdunroll.checks.UserError` that names what does not fit.
     """
-    source, network, constraint = experiment.source, experiment.network, experiment.constraint
-    train, test = (source.signals(split) for split in ("train", "test"))
-    name = "data: the test split, an instance of the train split's shape"
-    checks.shaped(name, test, (len(test), *train.shape[1:]))
     few = Batch(*(values[:2] for values in training.train))
-    rng = generator(0, "trial", few.obs.device)
-    what = f"{type(network).__name__}.initial, of the shape of the targets"
-    start = checks.shaped(what, network.initial(few.obs, rng), few.target.shape)
-    path = network(few.obs, generator=rng, start=start)
-    for measured in constraint.measures(experiment.problem, path, few):
-        if path.states.isfinite().all() and not measured.isfinite().all():
-            raise UserError(
-                f"{type(constraint).__name__}.measure: expected finite numbers of finite estimates, got "
-                f"{float(measured[~measured.isfinite()][0])}"
-            )
+    device = few.obs.device
+    rng = generator(0, "trial", device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        try:
+            network = copy.deepcopy(experiment.network)
+        except (
+            RuntimeError,
+            TypeError,
+        ):  # some hold what cannot be copied; their training will tell
+            return
+        network.prepare(few.obs, rng)
+        what = f"{type(network).__name__}.initial, of the shape of the targets"
+        start = checks.shaped(what, network.initial(few.obs, rng), few.target.shape)
+        path = network(few.obs, generator=rng, start=start)
+        constraint = experiment.constraint
+        measures = torch.stack(constraint.measures(experiment.problem, path, few))
+    if measures.isnan().any() and path.states.isfinite().all():
+        raise UserError(
+            f"{type(constraint).__name__}.measure: expected numbers, got nan of estimates that are finite; "
+            "look at what it divides by"
+        )
 
 
 def resolved_config(config: DictConfig) -> DictConfig:

@@ -200,8 +200,10 @@ class Training:
             self.primal_dual.primal_step(self.settings.objective(loss), slack[self.rows])
         except NotFinite as error:
             place = first_broken(path, self.forward.ranks)
-            if place is None and not moments.isfinite().all():
-                place = f"{type(self.constraint).__name__}.measure is not finite where the estimates are"
+            if place is None and moments.isnan().any():
+                place = (
+                    f"{type(self.constraint).__name__}.measure is nan of estimates that are finite"
+                )
             raise NotFinite(self._stopped(place or str(error))) from error
         moments = moments.detach()
         if self.primal_dual.dual.every == "batch":

@@ -45,7 +45,7 @@ class Validation(NamedTuple):
 def validate(forward: Forward, data: Batch, *, depth: int, seed: int) -> Validation:
     """Run the first ``depth`` layers on ``data``, always from the same y_0, without noise.
 
-    Errors: a measure that is negative, by which descent would mean nothing, or not finite.
+    Errors: a measure that is negative, by which descent would mean nothing, or nan.
     """
     network, constraint = forward.network, forward.constraint
     rng = generator(seed, "validation", data.obs.device)
@@ -56,10 +56,10 @@ def validate(forward: Forward, data: Batch, *, depth: int, seed: int) -> Validat
         pairs = constraint.pairs(*constraint.measures(forward.problem, path, part))
         measured.append(all_layers(share.gather(pairs), depth, network.num_layers))
     final, pairs = torch.cat(finals), torch.cat(measured, 2)  # (N,), (2, R, N)
-    if final.isfinite().all() and not pairs.isfinite().all():
+    if final.isfinite().all() and pairs.isnan().any():
         raise NotFinite(
-            f"{type(constraint).__name__}.measure: not finite in validation where the estimates are; "
-            "look at what it divides by, or lower training.lr"
+            f"{type(constraint).__name__}.measure: expected numbers, got nan of estimates that are finite "
+            "in validation; look at what it divides by, or lower training.lr"
         )
     if (lowest := float(pairs.min())) < 0:
         raise checks.UserError(
