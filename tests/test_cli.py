@@ -225,7 +225,12 @@ def test_the_problem_of_the_readme(sdunroll, tmp_path):
     assert python(*make[1:]).returncode == 0
     outcome = sdunroll(*train[1:], "training.epochs=8", "device=cpu")
     assert outcome.status == 0, outcome.err
-    assert sdunroll("eval", f"run={outcome.run}", "trust=[my_unmixing]").status == 0
+    loaded = [f"run={outcome.run}", "trust=[my_unmixing]"]
+    assert sdunroll("eval", *loaded).status == 0
+    attacked = sdunroll(
+        "perturb", *loaded, "perturbation=adversarial", "levels=[1]", "num_samples=50"
+    )
+    assert attacked.status == 0, attacked.err
     figures = json.loads((outcome.run / "eval" / "metrics.json").read_text())
     distances = [row["distance"]["mean"] for row in figures["layers"]]
     assert distances[-1] < figures["baselines"]["projected_gradient"]["distance"]["mean"] / 2

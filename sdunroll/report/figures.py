@@ -209,19 +209,24 @@ def images(
     titles = [title for title, _ in columns]
     pictures = np.stack([pictures for _, pictures in columns], 1)  # (N, K, H, W) or (N, K, H, W, 3)
     low, high = value_range
-    height, width = pictures.shape[2:4]
-    gap = max(1, width // 16)
-    room = [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)][: pictures.ndim]
-    tiles = np.pad(np.clip(pictures, low, high), room, constant_values=high)
+    side = max(pictures.shape[2:4])  # of a square cell
+    gap = max(1, side // 16)
+    around = [(side - length) // 2 for length in pictures.shape[2:4]]
+    room = [(before, side - length - before + gap)
+            for before, length in zip(around, pictures.shape[2:4], strict=True)]  # fmt: skip
+    tiles = np.pad(
+        np.clip(pictures, low, high),
+        [(0, 0), (0, 0), *room, (0, 0)][: pictures.ndim],
+        constant_values=high,
+    )
     sheet = np.concatenate([np.concatenate(row, 1) for row in tiles])[:-gap, :-gap]
-    size = (len(titles) + (1.1 if labels else 0.2), len(tiles) + (0.6 if notice else 0.4))
+    size = (len(titles) + (1.3 if labels else 0.2), len(tiles) + (0.6 if notice else 0.4))
     with _figure(path, *size, notice) as figure:
         axes = figure.subplots()  # one for all: each costs as much time as all pictures
         axes.imshow(sheet, cmap="gray", vmin=low, vmax=high)
-        middle = width / 2 + (width + gap) * np.arange(len(titles))
-        axes.set_xticks(middle - 0.5, titles, fontsize=8)
-        middle = height / 2 + (height + gap) * np.arange(len(labels))
-        axes.set_yticks(middle - 0.5, [fill(label, 14) for label in labels], fontsize=7)
+        middles = (side - 1) / 2 + (side + gap) * np.arange(max(len(titles), len(tiles)))
+        axes.set_xticks(middles[: len(titles)], titles, fontsize=8)
+        axes.set_yticks(middles[: len(labels)], [fill(label, 14) for label in labels], fontsize=7)
         axes.tick_params(length=0, bottom=False, labelbottom=False, labeltop=True)
         axes.spines[:].set_visible(False)
         axes.grid(visible=False)
