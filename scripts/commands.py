@@ -6,6 +6,8 @@ import os
 import shlex
 import signal
 import sys
+from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,12 +35,20 @@ class Commands:
         os.environ.update(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE")
         self.context = ForkServerContext()
         self.context.set_forkserver_preload(IMPORTED)
+        self.interrupted = False
+        resource_tracker.ensure_running()  # which lets signals through again, so not between
+
+    def interrupt(self) -> None:
+        """Start no more commands, nor those that are starting, which have not heard Ctrl-C."""
+        self.interrupted = True
 
     def __call__(self, arguments: list[str]) -> None:
         """One command, printed as a user would type it.
 
         Errors: RuntimeError if it fails, KeyboardInterrupt if it was interrupted.
         """
+        if self.interrupted:
+            raise KeyboardInterrupt
         print(f"sdunroll {shlex.join(arguments)}\n", end="", flush=True)
         with TemporaryDirectory() as folder:
             status, said = self._status(arguments, Path(folder))
@@ -60,11 +70,25 @@ class Commands:
             return 1, f"no process could be started: {error}"
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        if self.interrupted:
+            process.terminate()
         process.join()
+        if self.interrupted:
+            raise KeyboardInterrupt
         # not process.exitcode, which threads that start processes at once may take from each other
         if status.exists():
             return int(status.read_text()), said.read_text()
         return 1, f"{said.read_text()}the process was killed"
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's ``main``, which Ctrl-C ends in one line."""
+    try:
+        with cli.interruptions():
+            main()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _command(arguments: list[str], said: Path, status: Path) -> None:

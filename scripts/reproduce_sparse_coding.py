@@ -16,7 +16,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from studies import Scale, Study, Suite, markdown, origin, read, run_script
+from commands import run_script
+from results import markdown, origin, read
+from studies import Scale, Study, Suite
 
 Found = dict[str, dict[int, dict[str, Any]]]
 

@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,7 +171,11 @@ class Suite:
             flush=True,
         )
         with ThreadPoolExecutor(self.options.jobs) as pool:
-            results = list(pool.map(lambda job: _make(job, self.call), jobs))
+            try:
+                results = list(pool.map(lambda job: _make(job, self.call), jobs))
+            except KeyboardInterrupt:
+                self.call.interrupt()
+                raise
         if not all(results):
             bad = [job.folder for job, good in zip(jobs, results, strict=True) if not good]
             raise SystemExit(f"not done: {', '.join(map(str, bad))}; see --status, then run again")
@@ -197,15 +201,6 @@ class Suite:
         (self.results / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
         (self.results / f"{name}.md").write_text(table + "\n")
         print(table)
-
-
-def run_script(main: Callable[[], None]) -> None:
-    """Run a script's ``main``, which Ctrl-C ends in one line."""
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def _make(job: Job, call: Commands) -> bool:
@@ -240,28 +235,3 @@ def _call_missing(job: Job, call: Commands) -> None:
         call(["perturb", *several, *wanted])
     if not (folder / "eval" / "metrics.json").exists():
         call(["eval", f"run={folder}"])
-
-
-def read(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON file of a run directory."""
-    value: dict[str, Any] = json.loads((folder / name).read_text())
-    return value
-
-
-def origin(folder: Path) -> dict[str, Any]:
-    """Where a run's figures come from: its overrides, revision, versions, cost."""
-    provenance = read(folder, "provenance.json")
-    return {
-        "run": str(folder),
-        "overrides": provenance["overrides"],
-        "git": provenance["git"],
-        "versions": provenance["versions"],
-        "seconds": provenance["wall_seconds"],
-        "peak_memory_gib": provenance["peak_memory_bytes"] / 2**30,
-    }
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table whose first line is its header."""
-    header, *rows = lines
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ["---"] * len(header), *rows])
