@@ -83,7 +83,7 @@ TINY = ["problem.num_features=25", "data.num_atoms=50", "data.num_train=64", "da
 TINY += ["data.num_test=32", "training.batch_size=32", "training.epochs=48"]
 SCALES = {
     "smoke": Scale(["noiseless"], [0], 0.3, "2 cores", TINY, dict.fromkeys(SHIFTS, "[0.1,1]")),
-    "small": Scale(["noiseless"], [0], 4, "2 cores", ["data.num_train=3200", "data.num_test=2000"]),
+    "small": Scale(["noiseless"], [0], 8, "2 cores", ["data.num_train=3200", "data.num_test=2000"]),
     # 480,000 steps a run; by arithmetic from 0.02 to 0.06 s a step, not measured
     "full": Scale([*PARTS], [0], 300, "2 cores",
                   ["training.epochs=480", "data.num_train=64000", "training.lr=5e-4"]),
