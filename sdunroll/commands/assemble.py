@@ -1,6 +1,7 @@
 """From a config to objects: the only place where configs are read, with the commands themselves."""
 
 import copy
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -131,6 +132,8 @@ def assemble(
         )
     cache = Cache(Cache.default_folder())
     source = instantiate(config, "data")
+    # some render or decode their signals, which several ask for
+    source.signals = functools.cache(source.signals)
     constraint = instantiate(config, "constraint")
     problem_state = None if state is None else state["problem"]
     problem = instantiate(config, "problem", source=source, cache=cache, state=problem_state)

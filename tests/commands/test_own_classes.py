@@ -147,6 +147,14 @@ class Sizes(Source):
         return torch.rand(24, 1, size, size, generator=torch.Generator().manual_seed(size))
 
 
+class Counts(Source):
+    calls = []
+
+    def signals(self, split):
+        self.calls.append(split)
+        return torch.randn(96, 36, generator=torch.Generator().manual_seed(len(split)))
+
+
 class Signs(SparseCoding):
     # observations that are no floating point numbers
     def instances(self, signals, clean=None, *, keep=True):
@@ -301,6 +309,14 @@ def test_train_takes_what_is_unusual_but_right(sdunroll, overrides):
     tiny = [item for item in TINY if item.partition(".")[0] in ("data", "training")]
     outcome = sdunroll("train", *tiny, *overrides)
     assert outcome.status == 0, outcome.err
+
+
+def test_each_split_is_made_once(sdunroll):
+    own = ["~data", "+data._target_=own.Counts", "training.epochs=1", "training.batch_size=32"]
+    learned = ["problem.learner.passes=1", "network.num_layers=3"]
+    outcome = sdunroll("train", *own, *learned)
+    assert outcome.status == 0, outcome.err
+    assert sorted(sys.modules["own"].Counts.calls) == ["test", "train", "val"]
 
 
 def test_test_pictures_may_be_of_another_size(sdunroll):
