@@ -197,16 +197,12 @@ class Still(Perturbation):
     def disturb(self, signals, generator, value_range):
         pass
 """
+SMALL = [item for item in TINY if item.partition(".")[0] in ("data", "training")]
 FAILING = OWN.splitlines().index("        len(3)") + 1
 
 
 def network(name):
     return ["~network", f"+network._target_=own.{name}", "+network._partial_=true"]
-
-
-def data(name):
-    small = ["problem.learner.passes=1", "problem.num_atoms=36"]
-    return ["~data", f"+data._target_=own.{name}", *small]
 
 
 def problem(kind):
@@ -221,9 +217,8 @@ def _own(sdunroll, tmp_path, monkeypatch):
 
 
 def test_they_work_without_mistakes(sdunroll):
-    tiny = [item for item in TINY if item.partition(".")[0] in ("data", "training")]
     own = [*network("Own"), *problem("Plain")]
-    first = sdunroll("train", *tiny, *own, "training.stop_after=1")
+    first = sdunroll("train", *SMALL, *own, "training.stop_after=1")
     command = first.out.splitlines()[-2].partition("go on with: sdunroll ")[2]
     assert command.endswith(" trust=[own]")
     assert sdunroll(*command.split()).status == 0
@@ -259,8 +254,7 @@ def test_they_work_without_mistakes(sdunroll):
     ],
 )  # fmt: skip
 def test_train_refuses(sdunroll, tmp_path, overrides, parts):
-    tiny = [item for item in TINY if item.partition(".")[0] in ("data", "training")]
-    check(sdunroll("train", *tiny, *overrides), *parts)
+    check(sdunroll("train", *SMALL, *overrides), *parts)
     assert not list((tmp_path / "work").rglob("config.yaml"))
 
 
@@ -285,13 +279,12 @@ def test_train_refuses_a_source(sdunroll, tmp_path, name, parts):
 
 def test_train_tries_nothing_that_moves_the_training(sdunroll, monkeypatch):
     """What a network keeps of its first batch, and torch's own generator, are the training's."""
-    tiny = [item for item in TINY if item.partition(".")[0] in ("data", "training")]
     losses = []
     for tried in (True, False):
         if not tried:
             monkeypatch.setattr("sdunroll.commands.opening._try_out", lambda *_: None)
         torch.manual_seed(0)
-        run = sdunroll("train", *tiny, *network("FirstPass")).run
+        run = sdunroll("train", *SMALL, *network("FirstPass")).run
         losses.append([row["val_loss"] for row in Run(run).history()])
     assert losses[0] == losses[1]
 
@@ -306,8 +299,7 @@ def test_train_tries_nothing_that_moves_the_training(sdunroll, monkeypatch):
     ],
 )
 def test_train_takes_what_is_unusual_but_right(sdunroll, overrides):
-    tiny = [item for item in TINY if item.partition(".")[0] in ("data", "training")]
-    outcome = sdunroll("train", *tiny, *overrides)
+    outcome = sdunroll("train", *SMALL, *overrides)
     assert outcome.status == 0, outcome.err
 
 
