@@ -83,7 +83,8 @@ def grown(samples: list[Sample], epochs: int) -> str | None:
     before, after = (median(sample.memory for sample in part) for part in (early, late))
     if after > before + MEMORY:
         return f"memory went from {before / 2**20:.1f} to {after / 2**20:.1f} MiB"
-    before, after = (max(sample.open_files for sample in part) for part in (early, late))
+    # the fewest: a file that is just being written is open for a moment, a leak stays
+    before, after = (min(sample.open_files for sample in part) for part in (early, late))
     if after > before:
         return f"open files went from {before} to {after}"
     held, holds = (part[-1].files for part in (early, late))

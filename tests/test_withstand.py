@@ -1,5 +1,6 @@
 """A few trials of the harness of faults; all of them are ``python scripts/withstand.py``."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -34,3 +35,18 @@ def test_nothing_grows_with_the_epochs(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "None\n"
+
+
+def test_a_leak_is_told_from_a_file_that_is_just_being_written(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    long_run = importlib.import_module("long_run")
+
+    def samples(open_files):
+        return [
+            long_run.Sample(epoch, memory=2**20, open_files=open_files(epoch), files={"last.pt": 9})
+            for epoch in range(100)
+        ]
+
+    assert long_run.grown(samples(lambda epoch: 6 + (epoch == 85)), 100) is None
+    leak = long_run.grown(samples(lambda epoch: 6 + epoch // 10 + epoch % 2), 100)
+    assert leak == "open files went from 8 to 14"
