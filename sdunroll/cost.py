@@ -36,7 +36,7 @@ def inference_cost(
     solver, the iterations and seconds to the network's mean distance and to its mean objective.
 
     Args:
-        baselines: of :func:`sdunroll.metrics.baseline_figures`, which counts those iterations.
+        baselines: of :func:`sdunroll.classical.baseline_figures`, which counts those iterations.
 
     Returns:
         rows of ``problems``, ``seconds`` and ``solvers``; of a solver that does not iterate, ``seconds``

@@ -6,7 +6,6 @@ Legend: L layers, N instances, R bootstrap resamples.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from sdunroll.randomness import generator
 
 RESAMPLES = 1000
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-PATIENCE = 100  # iterations of a classical solver without coming nearer, after which it is given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,64 +224,3 @@ def _add_worst_part(rows: list[dict[str, Any]], parts: Sequence[str]) -> None:
         for name in ("measured", "slack", "descent_frequency"):
             if f"{name}_{worst}" in row:
                 row[name] = row[f"{name}_{worst}"]
-
-
-@torch.no_grad()
-def baseline_figures(
-    problem: Problem, data: Batch, *, iterations: int, distance_goal: float, gap_goal: float,
-    limit: int, seed: int,
-) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Classical solvers after ``iterations``, and how many they need to be as good as a network.
-
-    Args:
-        distance_goal, gap_goal: the mean distance and the mean objective gap to reach.
-        limit: iterations after which the solver is taken to have converged; the search is given up
-            there, or after :data:`PATIENCE` that improved neither.
-
-    Returns:
-        by solver ``iterations`` (None for one that does not iterate), the figures, under ``converged``
-        those after ``limit`` iterations, ``iterations_to_final_distance`` and
-        ``iterations_to_final_objective`` (None if it was given up, or without iterations).
-    """
-    resample = Bootstrap(len(data.obs), seed=seed)
-    best = float(problem.objective(data.target, data.obs).mean())
-    goals = {"distance": distance_goal, "objective": best + gap_goal}
-
-    def figures(y: Tensor) -> dict[str, Any]:
-        found = state_figures(problem, y[None], data)
-        values = {name: value.double().cpu() for name, value in found.items()}
-        rows = {name: summarise(value, resample(value))[0] for name, value in values.items()}
-        pairs = problem.ratios(y[None], data)
-        return rows | {
-            name: decibels(torch.stack(pair).cpu(), resample)[0] for name, pair in pairs.items()
-        }
-
-    def means(y: Tensor) -> dict[str, float]:
-        return {
-            "distance": float(distance(y, data.target).mean()),
-            "objective": float(problem.objective(y, data.obs).mean()),
-        }
-
-    found = {}
-    for name, states in problem.baselines(data).items():
-        row: dict[str, Any] = {"iterations": None}
-        reached: dict[str, int | None] = dict.fromkeys(goals)
-        least, improved = dict.fromkeys(goals, math.inf), 0
-        for count, y in enumerate(islice(states, max(limit, iterations) + 1)):
-            if count == 0:
-                first = y
-            if count == iterations:
-                row = {"iterations": iterations, **figures(y)}
-            if None not in reached.values() or count - improved >= PATIENCE:
-                continue  # on to the end, without looking
-            for goal, value in means(y).items():
-                if value < least[goal]:
-                    least[goal], improved = value, count
-                if value <= goals[goal] and reached[goal] is None:
-                    reached[goal] = count
-        if row["iterations"] is None:  # its one answer
-            row, reached = row | figures(first), dict.fromkeys(reached)
-        else:
-            row["converged"] = {"iterations": count, **figures(y)}
-        found[name] = row | {f"iterations_to_final_{goal}": n for goal, n in reached.items()}
-    return found

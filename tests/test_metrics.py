@@ -1,5 +1,3 @@
-from itertools import islice
-
 import numpy as np
 import pytest
 import torch
@@ -7,7 +5,7 @@ from scipy import stats
 
 from sdunroll import metrics
 from sdunroll.checks import UserError
-from sdunroll.constraints import Distance, distance
+from sdunroll.constraints import Distance
 from sdunroll.data import SparseCodes
 from sdunroll.networks import CoupledLista, Lista
 from sdunroll.perturbations import LayerNoise
@@ -98,44 +96,6 @@ def test_slack_interval_is_that_of_the_ratio():
     assert slack["ci95"] == pytest.approx([-0.4, -0.4])
 
 
-def test_baselines(setting):
-    problem, batch, _ = setting
-    found = metrics.baseline_figures(
-        problem, batch, iterations=4, distance_goal=0.5, gap_goal=0.1, limit=300, seed=0
-    )
-    for name, row in found.items():
-        iterates = [next(states) for states in [problem.baselines(batch)[name]] for _ in range(5)]
-        expected = (iterates[4] - batch.target).norm(dim=1).mean().item()
-        assert row["iterations"] == 4
-        assert row["distance"]["mean"] == pytest.approx(expected, rel=1e-5)
-        reached = row["iterations_to_final_distance"]
-        states = problem.baselines(batch)[name]
-        distances = [
-            (next(states) - batch.target).norm(dim=1).mean().item() for _ in range(reached + 1)
-        ]
-        assert distances[-1] <= 0.5 < min(distances[:-1])
-        end = next(islice(problem.baselines(batch)[name], 300, None))
-        assert row["converged"]["iterations"] == 300
-        distance = (end - batch.target).norm(dim=1).mean().item()
-        assert row["converged"]["distance"]["mean"] == pytest.approx(distance, rel=1e-5, abs=1e-12)
-        best = problem.objective(batch.target, batch.obs).mean()
-        states = problem.baselines(batch)[name]
-        gaps = [
-            (problem.objective(next(states), batch.obs).mean() - best).item()
-            for _ in range(row["iterations_to_final_objective"] + 1)
-        ]
-        assert gaps[-1] <= 0.1 < min(gaps[:-1])
-
-
-def test_a_baseline_that_does_not_get_there_says_so(setting):
-    problem, batch, _ = setting
-    found = metrics.baseline_figures(
-        problem, batch, iterations=4, distance_goal=0.0, gap_goal=-1.0, limit=20, seed=0
-    )
-    assert found["ista"]["iterations_to_final_distance"] is None
-    assert found["ista"]["iterations_to_final_objective"] is None
-
-
 @pytest.mark.parametrize("bad", [0, 1])
 def test_a_health_that_is_not_finite_is_no_figure(setting, monkeypatch, bad):
     """In whatever chunk it is met."""
@@ -189,26 +149,3 @@ def test_ratios_of_all_chunks_are_gathered(monkeypatch):
     nmse = 10 * (expected[0, -1].mean() / expected[1, -1].mean()).log10()
     assert row["nmse_db"]["mean"] == pytest.approx(nmse.item(), abs=1e-3)
     assert len(row["sample_nmse_db"]["quantiles"]) == len(metrics.QUANTILES)
-
-
-def test_a_baseline_that_comes_no_nearer_is_no_longer_looked_at(setting, monkeypatch):
-    problem, batch, _ = setting
-    looked = []
-
-    def stuck(batch):
-        while True:
-            yield torch.zeros_like(batch.target)
-
-    def counting(y, target):
-        looked.append(0)
-        return distance(y, target)
-
-    monkeypatch.setattr(type(problem), "baselines", lambda self, batch: {"stuck": stuck(batch)})
-    monkeypatch.setattr(metrics, "distance", counting)
-    found = metrics.baseline_figures(
-        problem, batch, iterations=4, distance_goal=0.1, gap_goal=-1e9, limit=500, seed=0
-    )
-    assert found["stuck"]["iterations_to_final_distance"] is None
-    assert found["stuck"]["converged"]["iterations"] == 500
-    # once an iteration until patience is lost, and for the figures after 4 and after 500
-    assert len(looked) == metrics.PATIENCE + 2

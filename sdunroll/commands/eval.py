@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from sdunroll import metrics
+from sdunroll import classical, metrics
+from sdunroll.cache import Cache
 from sdunroll.commands.assemble import Experiment, load_best, seed_of, set_up_torch, working_in
 from sdunroll.commands.bounds import Bounds
 from sdunroll.cost import inference_cost
@@ -77,7 +78,7 @@ def _result(
         "health": measured.health,
         "optimum_relative_gap": None if certificate is None else certificate.max().item(),
         "layers": metrics.layer_table(measured, constraint, seed=seed),
-        "baselines": metrics.baseline_figures(
+        "baselines": classical.baseline_figures(
             experiment.problem,
             Batch(*(part[:BASELINE_SAMPLES] for part in test)),
             iterations=experiment.network.num_layers,
@@ -85,6 +86,7 @@ def _result(
             gap_goal=float(measured.states["objective_gap"][-1][:BASELINE_SAMPLES].mean()),
             limit=BASELINE_LIMIT,
             seed=seed,
+            cache=Cache(Cache.default_folder()),
         ),
         "baseline_limit": BASELINE_LIMIT,
     }

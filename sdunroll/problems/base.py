@@ -52,6 +52,11 @@ class Problem(nn.Module, ABC):
         """Classical solvers by name: their iterates y_0, y_1, ..., (B, n) each, without end; of a
         solver that does not iterate, its one answer. Only an oracle looks at the targets."""
 
+    def cache_key(self) -> dict[str, object] | None:
+        """All that decides f and what the classical solvers make of instances, as JSON values; None
+        where nobody knows, and the solvers are run again for each network."""
+        return None
+
     def certificate(self, y: Tensor, obs: Tensor) -> Tensor | None:
         """Upper bound of (f(y) - f(y*)) / f(y), (B,), in float64; None where there is none."""
         return None

@@ -137,6 +137,15 @@ class SparseCoding(Problem):
             for name, solver in (("ista", solvers.ista), ("fista", solvers.fista))
         }
 
+    def cache_key(self) -> dict[str, object] | None:
+        if type(self) is not SparseCoding:  # what is derived from it may do otherwise
+            return None
+        return {
+            "problem": "sparse coding",
+            "dictionary": digest(self.dictionary),
+            "alpha": float(self.alpha),
+        }
+
     def reconstruct(self, y: Tensor) -> Tensor:
         """D y, (..., m)."""
         return y @ self.dictionary.T
