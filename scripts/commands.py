@@ -8,11 +8,12 @@ import signal
 import sys
 from collections.abc import Callable
 from multiprocessing import resource_tracker
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sdunroll import cli
+from sdunroll.interrupt import ENDING
 
 IMPORTED = [
     "sdunroll.commands.train",
@@ -27,7 +28,9 @@ INTERRUPTED = (130, 143)  # exit statuses of a command that heard Ctrl-C or SIGT
 class Commands:
     """Processes for commands, with ``threads`` each.
 
-    Forking is safe here, since what is imported has started no threads and touched no GPU.
+    Forking is safe here, since what is imported has started no threads and touched no GPU. Ctrl-C and
+    SIGTERM, be it of this process alone, go on to the commands, which save what they have; once more,
+    and they end at once.
     """
 
     def __init__(self, threads: int) -> None:
@@ -36,11 +39,19 @@ class Commands:
         self.context = ForkServerContext()
         self.context.set_forkserver_preload(IMPORTED)
         self.interrupted = False
+        self.running: set[ForkServerProcess] = set()
         resource_tracker.ensure_running()  # which lets signals through again, so not between
+        for number in ENDING:
+            signal.signal(number, self._interrupt)
 
-    def interrupt(self) -> None:
-        """Start no more commands, nor those that are starting, which have not heard Ctrl-C."""
+    def _interrupt(self, *_: object) -> None:
+        """End what runs and start no more; whoever waits for a command then learns of it."""
         self.interrupted = True
+        running = list(self.running)
+        for process in running:
+            process.terminate()
+        if not running:
+            raise KeyboardInterrupt
 
     def __call__(self, arguments: list[str]) -> None:
         """One command, printed as a user would type it.
@@ -62,7 +73,7 @@ class Commands:
         said, status = folder / "stderr", folder / "status"
         said.touch()
         process = self.context.Process(target=_command, args=(arguments, said, status))
-        # Ctrl-C goes to commands, not to what imports for them, which would show where it was
+        # of Ctrl-C only this process is to hear, which passes it on
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
@@ -70,9 +81,11 @@ class Commands:
             return 1, f"no process could be started: {error}"
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        self.running.add(process)
         if self.interrupted:
             process.terminate()
         process.join()
+        self.running.discard(process)
         if self.interrupted:
             raise KeyboardInterrupt
         # not process.exitcode, which threads that start processes at once may take from each other
@@ -99,7 +112,6 @@ def _command(arguments: list[str], said: Path, status: Path) -> None:
     sys.argv = ["sdunroll", *arguments]
     ended = 1
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         ended = cli.main()
     except KeyboardInterrupt:
         ended = 130

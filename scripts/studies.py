@@ -171,11 +171,7 @@ class Suite:
             flush=True,
         )
         with ThreadPoolExecutor(self.options.jobs) as pool:
-            try:
-                results = list(pool.map(lambda job: _make(job, self.call), jobs))
-            except KeyboardInterrupt:
-                self.call.interrupt()
-                raise
+            results = list(pool.map(lambda job: _make(job, self.call), jobs))
         if not all(results):
             bad = [job.folder for job, good in zip(jobs, results, strict=True) if not good]
             raise SystemExit(f"not done: {', '.join(map(str, bad))}; see --status, then run again")
