@@ -20,7 +20,7 @@ from sdunroll.commands.assemble import (
     trusted_run,
 )
 from sdunroll.commands.instantiate import instantiate
-from sdunroll.data import SPLITS, Batch, Source
+from sdunroll.data import SPLITS, Batch
 from sdunroll.provenance import collect_provenance
 from sdunroll.randomness import generator
 from sdunroll.runs import Run
@@ -41,7 +41,7 @@ def build(
     dual = instantiate(config, "dual")
     experiment = assemble(config, device, state)
     if state is None:
-        _check_splits(experiment.source)
+        _check_splits(experiment)
     if settings.fresh:  # what cannot be drawn shows now
         experiment.source.draw(1, generator(config.seed, "trial"))
     training = Training(
@@ -81,13 +81,14 @@ def begin(config: DictConfig, folder: Path) -> tuple[Training, Experiment, Run]:
     return training, experiment, Run.create(folder, resolved_config(config), provenance)
 
 
-def _check_splits(source: Source) -> None:
+def _check_splits(experiment: Experiment) -> None:
     """What is wrong with a split shows now, not after the training.
 
-    Errors: signals of another shape than those of the training split; pictures may be of another size.
+    Errors: signals of another shape than those of the training split; pictures may be of another size,
+    where the problem takes them.
     """
     for split in SPLITS:
-        signals = source.signals(split)
+        signals = experiment.source.signals(split)
         check_rows(signals, f"data: the {split} split", signals=True)
         if split == "train":
             train = signals
@@ -97,6 +98,8 @@ def _check_splits(source: Source) -> None:
                 f"data: the {split} split: expected signals of shape {tuple(train.shape[1:])}, as in the "
                 f"train split, got {tuple(signals.shape[1:])}"
             )
+        if signals.shape[1:] != train.shape[1:]:
+            experiment.reference.instances(signals[:2], keep=False)
 
 
 @torch.no_grad()

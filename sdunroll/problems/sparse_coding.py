@@ -46,8 +46,17 @@ class SparseCoding(Problem):
     def instances(
         self, signals: Tensor, clean: Tensor | None = None, *, keep: bool = True
     ) -> Batch:
-        """The signals, flattened, with their optima; those of the disturbed problem, if any."""
+        """The signals, flattened, with their optima; those of the disturbed problem, if any.
+
+        Errors: signals of other than m features.
+        """
         obs = signals.flatten(1)  # (B, m)
+        features = len(self.dictionary)
+        if obs.shape[1] != features:
+            raise checks.UserError(
+                f"problem: expected signals of {features} features, as the dictionary's, got "
+                f"{obs.shape[1]}; bring them to one size"
+            )
         if keep:
             return Batch(obs, self.optimum(obs.detach()))
         codes = self._solve(obs.detach()).codes

@@ -42,7 +42,7 @@ def draw(table: Table, folder: Path, *, axis: str, notices: Sequence[str]) -> li
         if table.columns[0].better == "low" and min(means) > 0 and max(means) > 3 * min(means):
             log_axis(axes)  # which has too few numbers for less
         below: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 1}
-        axes.legend(fontsize=7, frameon=False, **below)
+        axes.legend(fontsize=7, frameon=False, handlelength=4, **below)
         if notices:
             figure.supxlabel("; ".join(notices), fontsize=7, x=0.99, ha="right")
         return [_save(figure, folder / f"{table.name}.{ending}") for ending in ("png", "pdf")]

@@ -277,6 +277,19 @@ def test_train_refuses_a_source(sdunroll, tmp_path, name, parts):
     assert not list((tmp_path / "work").rglob("config.yaml"))
 
 
+def test_train_refuses_larger_test_pictures_where_the_dictionary_is_bound_to_a_size(
+    sdunroll, tmp_path
+):
+    own = ["~data", "+data._target_=own.Sizes", "training.batch_size=8", "training.epochs=1"]
+    few = ["problem.overcompleteness=0.3", "problem.learner.passes=1", "network.num_layers=3"]
+    check(
+        sdunroll("train", *own, *few),
+        "problem: expected signals of 64 features, as the dictionary's, got 256",
+        "bring them to one size",
+    )
+    assert not list((tmp_path / "work").rglob("config.yaml"))
+
+
 def test_train_tries_nothing_that_moves_the_training(sdunroll, monkeypatch):
     """What a network keeps of its first batch, and torch's own generator, are the training's."""
     losses = []
