@@ -12,6 +12,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
 
 from sdunroll import cli
 from sdunroll.data import Batch
@@ -72,6 +73,14 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDUNROLL_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are laid out but not drawn, which takes most of the time of a small eval or report."""
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda _, path, **settings: Path(path).write_text("")
+    )
+
+
 def make_problem(
     features: int = 12, atoms: int = 16, alpha: float = 0.1, dtype: torch.dtype = torch.float64
 ) -> SparseCoding:
@@ -115,7 +124,18 @@ class Outcome(NamedTuple):
 def sdunroll(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., Outcome]:
-    """Call the command line in ``tmp_path / "work"``, in this process."""
+    """Call the command line in ``tmp_path / "work"``, in this process.
+
+    Hydra composes each configuration twice, the first time to see whether it asks for a sweep by itself, as
+    a launcher or a sweeper does; for the others that is left out, half of the time of a small command.
+    """
+    get_mode = Hydra.get_mode
+
+    def mode_of(hydra: Hydra, config_name: str, overrides: list[str]) -> object:
+        asks = any(item.startswith(("launcher=", "sweeper=")) for item in overrides)
+        return get_mode(hydra, config_name, overrides) if asks else None
+
+    monkeypatch.setattr(Hydra, "get_mode", mode_of)
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)

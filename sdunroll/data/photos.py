@@ -3,6 +3,8 @@
 Legend: N crops, C channels (1 or 3), S side of a crop in pixels.
 """
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,8 +21,12 @@ FLAT = 5 / 255  # crops whose standard deviation is below this carry no structur
 HALF_UP_TO = 32  # crops up to this side are also taken from the half-resolution copy
 
 
+@cache
 def load_pictures(color: bool) -> dict[str, np.ndarray]:
-    """The photographs by name, (H, W, C) float32 in [0, 1]; the grey ones only if ``color`` is false."""
+    """The photographs by name, (H, W, C) float32 in [0, 1]; the grey ones only if ``color`` is false.
+
+    Kept: every split asks for them, and decoding takes a tenth of a second for 10 MB.
+    """
     from skimage import color as colors
     from skimage import data, util
 

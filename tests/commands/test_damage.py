@@ -17,6 +17,8 @@ from sdunroll.runs import Run, RunError
 from sdunroll.training import Training
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def run(sdunroll):

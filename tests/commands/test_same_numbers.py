@@ -9,6 +9,8 @@ import torch
 
 from tests.conftest import TINY_OF
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 # large enough that torch divides the work among its threads
 SIZES = {
     "lista": ["data.size=16", "data.num_train=512", "training.batch_size=256"],

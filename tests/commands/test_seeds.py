@@ -8,6 +8,8 @@ import torch
 from sdunroll.report.collect import find, methods
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PARTS = ("weights", "order", "noise")
 STREAM = {"order": ["order_rng"], "noise": ["start_rng", "noise_rng"], "weights": []}
 

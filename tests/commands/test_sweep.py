@@ -26,6 +26,8 @@ from sdunroll.report.collect import method_key
 from sdunroll.runs import Run
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 # minutes, should the tests be killed before they end it
 ENDLESS = [item for item in TINY if "epochs" not in item] + ["training.epochs=30000"]
 

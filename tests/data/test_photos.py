@@ -111,5 +111,5 @@ def test_ctrl_c_waits_until_the_photographs_are_read(monkeypatch):
 
     monkeypatch.setattr(skimage.data, "coffee", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        photos.load_pictures(True)
+        photos.load_pictures.__wrapped__(True)  # which may have been read before
     assert read == ["coffee"]
