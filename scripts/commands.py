@@ -7,30 +7,31 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from multiprocessing import resource_tracker
+from multiprocessing import parent_process, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 
 from sdunroll import cli
-from sdunroll.interrupt import ENDING
+from sdunroll.interrupt import ENDING, Terminated, raise_for
 
 IMPORTED = [
+    "own_session",  # the first of all
     "sdunroll.commands.train",
     "sdunroll.commands.eval",
     "sdunroll.commands.perturb",
     "sdunroll.commands.report",
     "torch._dynamo",  # by every optimizer
 ]
-INTERRUPTED = (130, 143)  # exit statuses of a command that heard Ctrl-C or SIGTERM
+INTERRUPTED = (130, 143)  # exit statuses of a command that was sent SIGINT or SIGTERM
 
 
 class Commands:
     """Processes for commands, with ``threads`` each.
 
     Forking is safe here, since what is imported has started no threads and touched no GPU. Ctrl-C and
-    SIGTERM, be it of this process alone, go on to the commands, which save what they have; once more,
-    and they end at once.
+    SIGTERM end the commands in good order; a second one ends them at once.
     """
 
     def __init__(self, threads: int) -> None:
@@ -38,20 +39,21 @@ class Commands:
         os.environ.update(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE")
         self.context = ForkServerContext()
         self.context.set_forkserver_preload(IMPORTED)
-        self.interrupted = False
+        self.interrupted = 0  # the signal
         self.running: set[ForkServerProcess] = set()
         resource_tracker.ensure_running()  # which lets signals through again, so not between
         for number in ENDING:
             signal.signal(number, self._interrupt)
 
-    def _interrupt(self, *_: object) -> None:
+    def _interrupt(self, number: int, _: object) -> None:
         """End what runs and start no more; whoever waits for a command then learns of it."""
-        self.interrupted = True
+        self.interrupted = number
         running = list(self.running)
         for process in running:
-            process.terminate()
+            if process.pid is not None:  # or else it is being started
+                process.terminate()
         if not running:
-            raise KeyboardInterrupt
+            raise_for(number)
 
     def __call__(self, arguments: list[str]) -> None:
         """One command, printed as a user would type it.
@@ -59,12 +61,13 @@ class Commands:
         Errors: RuntimeError if it fails, KeyboardInterrupt if it was interrupted.
         """
         if self.interrupted:
-            raise KeyboardInterrupt
+            raise_for(self.interrupted)
         print(f"sdunroll {shlex.join(arguments)}\n", end="", flush=True)
         with TemporaryDirectory() as folder:
             status, said = self._status(arguments, Path(folder))
-        if status in INTERRUPTED:
-            raise KeyboardInterrupt
+        if status in INTERRUPTED:  # by somebody else
+            self.interrupted = status - 128
+            raise_for(self.interrupted)
         if status:
             raise RuntimeError(f"sdunroll {shlex.join(arguments)} failed:\n{said}")
 
@@ -73,21 +76,22 @@ class Commands:
         said, status = folder / "stderr", folder / "status"
         said.touch()
         process = self.context.Process(target=_command, args=(arguments, said, status))
-        # of Ctrl-C only this process is to hear, which passes it on
+        # only this process is to hear Ctrl-C; it passes it on
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        self.running.add(process)
         try:
             process.start()
         except (OSError, EOFError) as error:
+            self.running.discard(process)
             return 1, f"no process could be started: {error}"
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        self.running.add(process)
         if self.interrupted:
             process.terminate()
         process.join()
         self.running.discard(process)
         if self.interrupted:
-            raise KeyboardInterrupt
+            raise_for(self.interrupted)
         # not process.exitcode, which threads that start processes at once may take from each other
         if status.exists():
             return int(status.read_text()), said.read_text()
@@ -95,17 +99,18 @@ class Commands:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's ``main``, which Ctrl-C ends in one line."""
+    """Run a script's ``main``, which Ctrl-C and SIGTERM end in one line."""
     try:
         with cli.interruptions():
             main()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(143 if isinstance(stop, Terminated) else 130) from None
 
 
 def _command(arguments: list[str], said: Path, status: Path) -> None:
     """The process of one command, whose output goes nowhere and whose errors go into ``said``."""
+    Thread(target=_follow, daemon=True).start()
     with said.open("w") as file, open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -117,3 +122,11 @@ def _command(arguments: list[str], said: Path, status: Path) -> None:
         ended = 130
     finally:
         status.write_text(str(ended))
+
+
+def _follow() -> None:
+    """End this process with the script, should that be killed."""
+    script = parent_process()
+    assert script is not None
+    script.join()
+    os.kill(os.getpid(), signal.SIGTERM)

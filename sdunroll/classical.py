@@ -4,6 +4,7 @@ What a solver passes through depends on the problem and its instances alone, so 
 for all networks that are compared on them. Legend: B instances, T iterations.
 """
 
+import logging
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -12,10 +13,13 @@ import torch
 from torch import Tensor
 
 from sdunroll.cache import Cache, digest
+from sdunroll.checks import UserError
 from sdunroll.constraints import distance
 from sdunroll.data import Batch
 from sdunroll.metrics import Bootstrap, decibels, state_figures, summarise
 from sdunroll.problems import Problem
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +65,21 @@ def paths(problem: Problem, data: Batch, limit: int, cache: Cache) -> dict[str, 
     if key is None:
         kept = compute()
     else:
-        kept = cache.tensors(
-            {
-                "what": "solvers",
-                **key,
-                "obs": digest(data.obs),
-                "target": digest(data.target),
-                "limit": limit,
-                # which decide in what order numbers are summed
-                "device": data.obs.device.type,
-                "threads": torch.get_num_threads(),
-            },
-            compute,
-        )
+        whole = {
+            "what": "solvers",
+            "problem": key,
+            "obs": digest(data.obs),
+            "target": digest(data.target),
+            "limit": limit,
+            # which decide in what order numbers are summed
+            "device": data.obs.device.type,
+            "threads": torch.get_num_threads(),
+        }
+        try:
+            kept = cache.tensors(whole, compute)
+        except UserError as error:  # where nothing can be kept, nothing is lost but time
+            log.info("%s", error)
+            kept = compute()
     names = [name.removesuffix("/last") for name in kept if name.endswith("/last")]
     return {
         name: Path(kept[f"{name}/means"].cpu(), kept[f"{name}/last"].to(data.obs.device))

@@ -140,3 +140,8 @@ def test_nothing_is_kept_of_what_a_derived_problem_may_do_otherwise(tmp_path):
     assert own.cache_key() is None
     figures(own, make_batch(problem), Cache(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(setting, tmp_path):
+    (tmp_path / "file").touch()
+    assert figures(*setting, Cache(tmp_path / "file")) == figures(*setting)

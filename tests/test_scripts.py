@@ -5,8 +5,9 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import TINY
 
@@ -15,29 +16,37 @@ ENDLESS = [item for item in TINY if "epochs" not in item] + ["training.epochs=30
 
 TRAINS = f"""
 import commands
-commands.IMPORTED = []  # for one command
+commands.IMPORTED = ["own_session"]  # no more for one command
 call = commands.Commands(threads=1)
 commands.run_script(lambda: call(["train", *{ENDLESS}, "hydra.run.dir=run"]))
 """
 
 
-def test_a_signal_to_the_script_alone_ends_its_command_too(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+def wait_for(what, seconds=60):
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
+def test_a_command_ends_in_good_order_with_the_script(tmp_path, number, status):
     script = subprocess.Popen(
-        [sys.executable, "-c", TRAINS], cwd=tmp_path, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        [sys.executable, "-c", TRAINS], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    checkpoint = tmp_path / "run" / "checkpoints" / "last.pt"
+    run = tmp_path / "run"
     try:
-        while not checkpoint.exists():
-            assert script.poll() is None, script.stderr.read()
-            time.sleep(0.05)
-        script.send_signal(signal.SIGINT)
+        wait_for((run / "checkpoints" / "last.pt").exists)
+        script.send_signal(number)
         said, errors = script.communicate(timeout=60)
-        assert script.returncode == 130
-        assert errors == "interrupted; the same command goes on from here\n"
-        assert said.startswith("sdunroll train data.size=6 ")
-        assert "interrupted in epoch" in (tmp_path / "run" / "train.log").read_text()
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(script.pid, signal.SIGKILL)
+        script.kill()
+    assert script.returncode == status
+    assert said.startswith("sdunroll train data.size=6 ")
+    if number != signal.SIGKILL:
+        assert errors == "interrupted; the same command goes on from here\n"
+    wait_for(lambda: not (run / "train.lock").exists())
+    assert "interrupted in epoch" in (run / "train.log").read_text()

@@ -99,7 +99,10 @@ def _check_splits(experiment: Experiment) -> None:
                 f"train split, got {tuple(signals.shape[1:])}"
             )
         if signals.shape[1:] != train.shape[1:]:
-            experiment.reference.instances(signals[:2], keep=False)
+            try:
+                experiment.reference.instances(signals[:2], keep=False)
+            except UserError as error:
+                raise UserError(f"data: the {split} split: {error}") from error
 
 
 @torch.no_grad()

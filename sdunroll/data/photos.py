@@ -33,10 +33,12 @@ def load_pictures(color: bool) -> dict[str, np.ndarray]:
     with deferred():  # a reader that is interrupted complains on the console
         read = {name: getattr(data, name)() for name in (COLOR if color else COLOR + GREY)}
     pictures = {name: util.img_as_float32(picture) for name, picture in read.items()}
-    if color:
-        return pictures
-    pictures |= {name: colors.rgb2gray(pictures[name]) for name in COLOR}
-    return {name: picture.astype(np.float32)[..., None] for name, picture in pictures.items()}
+    if not color:
+        pictures |= {name: colors.rgb2gray(pictures[name]) for name in COLOR}
+        pictures = {name: grey.astype(np.float32)[..., None] for name, grey in pictures.items()}
+    for picture in pictures.values():
+        picture.setflags(write=False)
+    return pictures
 
 
 def band(picture: np.ndarray, split: Split) -> np.ndarray:

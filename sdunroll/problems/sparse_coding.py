@@ -54,8 +54,8 @@ class SparseCoding(Problem):
         features = len(self.dictionary)
         if obs.shape[1] != features:
             raise checks.UserError(
-                f"problem: expected signals of {features} features, as the dictionary's, got "
-                f"{obs.shape[1]}; bring them to one size"
+                f"expected signals of {features} features, as the dictionary's, got {obs.shape[1]}; "
+                "bring them to one size"
             )
         if keep:
             return Batch(obs, self.optimum(obs.detach()))
@@ -150,7 +150,7 @@ class SparseCoding(Problem):
         if type(self) is not SparseCoding:  # what is derived from it may do otherwise
             return None
         return {
-            "problem": "sparse coding",
+            "name": "sparse coding",
             "dictionary": digest(self.dictionary),
             "alpha": float(self.alpha),
         }

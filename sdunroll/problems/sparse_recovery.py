@@ -107,7 +107,7 @@ class SparseRecovery(Problem):
     def cache_key(self) -> dict[str, object] | None:
         if type(self) is not SparseRecovery or (key := self.coding.cache_key()) is None:
             return None
-        return {**key, "problem": "sparse recovery", "amp_tuning": AMP_TUNING}
+        return {**key, "name": "sparse recovery", "amp_tuning": AMP_TUNING}
 
     def picture(self, obs: Tensor) -> Tensor:
         """D^T x, (B, n): the measurement as a code."""

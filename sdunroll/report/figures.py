@@ -183,7 +183,13 @@ def l1_histograms(l1_norm: np.ndarray, target: np.ndarray, folder: Path) -> None
     with _figure(folder / "l1_histograms.png", 10, 2.1 * rows) as figure:
         for place, layer in enumerate(shown):
             axes = figure.add_subplot(rows, columns, place + 1)
-            axes.hist(np.clip(target, 0, edges[-1]), edges, histtype="stepfilled", color="0.75", label="$y^*$")
+            axes.hist(
+                np.clip(target, 0, edges[-1]),
+                edges,
+                histtype="stepfilled",
+                color="0.75",
+                label="$y^*$",
+            )
             axes.hist(
                 np.clip(l1_norm[layer], 0, edges[-1]), edges, histtype="step", color="C0", lw=1.3,
                 label=f"$y_{{{layer}}}$",

@@ -284,7 +284,7 @@ def test_train_refuses_larger_test_pictures_where_the_dictionary_is_bound_to_a_s
     few = ["problem.overcompleteness=0.3", "problem.learner.passes=1", "network.num_layers=3"]
     check(
         sdunroll("train", *own, *few),
-        "problem: expected signals of 64 features, as the dictionary's, got 256",
+        "data: the test split: expected signals of 64 features, as the dictionary's, got 256",
         "bring them to one size",
     )
     assert not list((tmp_path / "work").rglob("config.yaml"))

@@ -33,8 +33,9 @@ def without_times(value):
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
-def everything(sdunroll, problem, threads, folder):
+def everything(sdunroll, problem, threads, folder, monkeypatch):
     """What train, eval and perturb come to; of a report, test_report knows that it is the same."""
+    monkeypatch.setenv("SDUNROLL_CACHE", str(Path(folder).absolute() / "cache"))
     own = [f"threads={threads}"]
     for arguments in (
         ["train", *TINY_OF[problem], *SIZES[problem], f"hydra.run.dir={folder}/run", *own],
@@ -60,8 +61,10 @@ def everything(sdunroll, problem, threads, folder):
 
 
 @pytest.mark.parametrize(("threads", "problem"), [(1, "lista"), *((2, name) for name in SIZES)])
-def test_every_command_gives_the_same_bits_again(sdunroll, problem, threads):
-    first, again = (everything(sdunroll, problem, threads, name) for name in ("first", "again"))
+def test_every_command_gives_the_same_bits_again(sdunroll, problem, threads, monkeypatch):
+    first, again = (
+        everything(sdunroll, problem, threads, name, monkeypatch) for name in ("first", "again")
+    )
     weights, weights_again = first[0]["network"], again[0]["network"]
     assert weights.keys() == weights_again.keys()
     assert all(torch.equal(weights[name], weights_again[name]) for name in weights)

@@ -42,7 +42,7 @@ def test_a_pixel_decides_its_own_split_alone(monkeypatch, changed):
     load = photos.load_pictures
 
     def altered(color):
-        pictures = load(color)
+        pictures = {name: picture.copy() for name, picture in load(color).items()}
         for picture in pictures.values():
             photos.band(picture, changed)[:] = 1 - photos.band(picture, changed)
         return pictures
