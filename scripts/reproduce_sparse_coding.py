@@ -105,7 +105,7 @@ SCALES = {
     "smoke": Scale(
         ["methods"], [0], 0.2, "2 cores", TINY, dict.fromkeys(PERTURBATIONS, "[0,0.5]")
     ),
-    "small": Scale(["methods"], [0, 1, 2], 3, "2 cores"),
+    "small": Scale(["methods"], [0, 1, 2], 4, "2 cores"),
     # 26.6 PFLOP a run: 5,000 epochs of 62.5 steps of 85 GFLOP; by arithmetic, not measured
     "paper": Scale(["paper_methods"], [0], 45, "a GPU that does 10 TFLOP/s in float32"),
 }  # fmt: skip
