@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class SolverPath:
     """What a solver passes through, on average over the instances.
 
     Attributes:
@@ -44,7 +44,7 @@ class Path:
 
 
 @torch.no_grad()
-def paths(problem: Problem, data: Batch, limit: int, cache: Cache) -> dict[str, Path]:
+def paths(problem: Problem, data: Batch, limit: int, cache: Cache) -> dict[str, SolverPath]:
     """The path of each of :meth:`Problem.baselines` over ``limit`` iterations.
 
     Args:
@@ -82,7 +82,7 @@ def paths(problem: Problem, data: Batch, limit: int, cache: Cache) -> dict[str, 
             kept = compute()
     names = [name.removesuffix("/last") for name in kept if name.endswith("/last")]
     return {
-        name: Path(kept[f"{name}/means"].cpu(), kept[f"{name}/last"].to(data.obs.device))
+        name: SolverPath(kept[f"{name}/means"].cpu(), kept[f"{name}/last"].to(data.obs.device))
         for name in names
     }
 

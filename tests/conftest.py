@@ -75,7 +75,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are laid out but not drawn, which takes most of the time of a small eval or report."""
+    """Figures are made but not drawn, which takes most of the time of a small eval or report."""
     monkeypatch.setattr(
         "matplotlib.figure.Figure.savefig", lambda _, path, **settings: Path(path).write_text("")
     )

@@ -53,6 +53,13 @@ def test_a_pixel_decides_its_own_split_alone(monkeypatch, changed):
         assert same == (split != changed)
 
 
+@pytest.mark.parametrize("color", [False, True])
+def test_the_photographs_that_are_kept_cannot_be_altered(color):
+    for picture in photos.load_pictures(color).values():
+        with pytest.raises(ValueError, match="read-only"):
+            picture[:] = 0
+
+
 def test_bands_cover_the_picture():
     picture = np.arange(101.0)[None, :, None]
     joined = np.concatenate([photos.band(picture, split) for split in SPLITS], axis=1)
