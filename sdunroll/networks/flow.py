@@ -7,6 +7,8 @@ Reference: Kingma & Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolu
 https://arxiv.org/abs/1807.03039. Legend: B images, C channels, H x W pixels.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -43,22 +45,14 @@ class Mix(Invertible):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.log_scale = nn.Parameter(torch.zeros(channels))
 
-    def _weight(self) -> Tensor:
-        """W diag(exp(s)), (C, C)."""
-        lower = self.lower.tril(-1) + torch.eye(len(self.bias)).to(self.lower)
-        upper = self.upper.triu(1) + torch.diag(self.sign * self.log_diagonal.exp())
-        return self.permutation @ lower @ (upper * self.log_scale.exp())
-
     def forward(self, h: Tensor) -> Tensor:
-        weight = self._weight()
-        return _mix_channels(h, weight, weight @ self.bias)
+        return mixed([self])[0](h)
 
     def inverse(self, h: Tensor) -> Tensor:
-        # in float64, so that the round trip stays at the rounding error of the activations
-        weight = torch.linalg.inv(self._weight().double()).to(h.dtype)
-        return _mix_channels(h, weight, -self.bias)
+        return mixed([self])[0].inverse(h)
 
     def log_det(self, h: Tensor) -> Tensor:
+        """log |det d forward(h) / d h|, (B,)."""
         per_pixel = (self.log_diagonal + self.log_scale).sum()
         return (per_pixel * h.shape[-1] * h.shape[-2]).expand(len(h))
 
@@ -69,6 +63,52 @@ class Mix(Invertible):
         self.bias.copy_(-mean)
         constant = std < 1e-6 * (1 + mean.abs())  # nothing to normalise by
         self.log_scale.copy_(-torch.where(constant, 1.0, std).log())
+
+
+class Mixed(Invertible):
+    """W h + c and its inverse, of matrices that are given.
+
+    Args:
+        weight, shift: W, (C, C), and c, (C,). back, back_shift: those of the inverse.
+    """
+
+    def __init__(self, weight: Tensor, shift: Tensor, back: Tensor, back_shift: Tensor) -> None:
+        super().__init__()
+        self.there = [weight, shift]
+        self.back = [back, back_shift]
+
+    def forward(self, h: Tensor) -> Tensor:
+        return _mix_channels(h, *self.there)
+
+    def inverse(self, h: Tensor) -> Tensor:
+        return _mix_channels(h, *self.back)
+
+    def weights(self, inverse: bool) -> list[Tensor]:
+        return self.back if inverse else self.there
+
+
+def mixed(mixes: Sequence[Mix]) -> list[Mixed]:
+    """The maps of K mixes of as many channels, whose matrices are made together: a handful of
+    operations rather than K times as many.
+
+    They are made in float64, so that the round trip stays at the rounding error of the activations.
+    """
+    lower, upper, log_diagonal, log_scale, bias, sign, permutation = (
+        torch.stack([getattr(mix, name) for mix in mixes]).double()
+        for name in ("lower", "upper", "log_diagonal", "log_scale", "bias", "sign", "permutation")
+    )
+    identity = torch.eye(bias.shape[1], dtype=bias.dtype, device=bias.device)
+    lower = lower.tril(-1) + identity
+    upper = upper.triu(1) + torch.diag_embed(sign * log_diagonal.exp())
+    upper = upper * log_scale.exp()[:, None]  # U diag(exp(s))
+    weight = permutation @ lower @ upper  # (K, C, C)
+    shift = (weight @ bias[..., None])[..., 0]
+    solve = torch.linalg.solve_triangular
+    back = solve(lower, permutation.mT, upper=False, unitriangular=True)
+    back = solve(upper, back, upper=True)
+    dtype = mixes[0].bias.dtype
+    each = (values.to(dtype).unbind() for values in (weight, shift, back, -bias))
+    return [Mixed(*values) for values in zip(*each, strict=True)]
 
 
 def _mix_channels(h: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
@@ -116,6 +156,7 @@ class Coupling(Invertible):
         return torch.cat([a, (b - shift) * (-log_scale).exp()], 1)
 
     def log_det(self, h: Tensor) -> Tensor:
+        """log |det d forward(h) / d h|, (B,)."""
         return self._affine(h.chunk(2, 1)[0])[0].flatten(1).sum(1)
 
     def replay(self, out: Tensor, inverse: bool) -> tuple[list[Tensor], Tensor]:
@@ -189,9 +230,11 @@ class Glow(nn.Module):
             channels //= 2  # the other half is split off
 
     def _run(self, level: int, h: Tensor, *, inverse: bool, reversible: bool) -> Tensor:
-        steps: list[Invertible] = list(self.levels[level])  # type: ignore[call-overload]
+        steps = list(self.levels[level])  # type: ignore[call-overload]
+        maps: list[Invertible] = [*steps]
+        maps[::2] = mixed(steps[::2])
         run = reversible_chain if reversible and torch.is_grad_enabled() else apply_chain
-        return run(steps, h, inverse=inverse)
+        return run(maps, h, inverse=inverse)
 
     def forward(self, y: Tensor, *, reversible: bool | None = None) -> list[Tensor]:
         """The latents g(y), from the finest level to the coarsest.

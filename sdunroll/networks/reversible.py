@@ -25,9 +25,9 @@ class Invertible(nn.Module, ABC):
     def inverse(self, h: Tensor) -> Tensor:
         """Its inverse."""
 
-    @abstractmethod
-    def log_det(self, h: Tensor) -> Tensor:
-        """log |det d forward(h) / d h|, (B,)."""
+    def weights(self, inverse: bool) -> list[Tensor]:
+        """What its forward direction, or with ``inverse`` the other one, depends on beside h."""
+        return list(self.parameters())
 
     def replay(self, out: Tensor, inverse: bool) -> tuple[list[Tensor], Tensor]:
         """The input that gave ``out``, as leaves, and ``out`` computed from them again, with a graph.
@@ -53,7 +53,7 @@ def apply_chain(maps: Iterable[Invertible], h: Tensor, *, inverse: bool) -> Tens
 
 
 class _Chain(torch.autograd.Function):
-    """:func:`apply_chain` that keeps its output alone; ``weights`` are all parameters of the maps."""
+    """:func:`apply_chain` that keeps its output alone; ``weights`` are those of all maps."""
 
     @staticmethod
     def forward(
@@ -75,7 +75,7 @@ class _Chain(torch.autograd.Function):
             step = maps[place]
             with torch.enable_grad():
                 parts, again = step.replay(out, inverse)
-            both = torch.autograd.grad(again, [*parts, *step.parameters()], grad)
+            both = torch.autograd.grad(again, [*parts, *step.weights(inverse)], grad)
             grad = torch.cat(both[: len(parts)], 1)
             gradients[place] = both[len(parts) :]
             out = torch.cat(parts, 1).detach()
@@ -85,6 +85,6 @@ class _Chain(torch.autograd.Function):
 
 def reversible_chain(maps: list[Invertible], h: Tensor, *, inverse: bool) -> Tensor:
     """:func:`apply_chain`, the same values and gradients, in memory that does not grow with the
-    number of maps; it cannot be differentiated twice."""
-    weights = [weight for step in maps for weight in step.parameters()]
+    number of maps, but for their weights; it cannot be differentiated twice."""
+    weights = [weight for step in maps for weight in step.weights(inverse)]
     return _Chain.apply(maps, inverse, h, *weights)
