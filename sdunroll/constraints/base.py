@@ -175,16 +175,17 @@ class DescentConstraint(ABC):
         """
         assert path.problems is not None
         both: list[Tensor] = []
-        attached = False  # the first layer's input is no layer's output
+        attached: Tensor | None = None  # the first layer's input is no layer's output
         triples = zip(path.problems, path.inputs, path.outputs, strict=True)
         for layer, (own, received, returned) in enumerate(triples):
-            if detach and not attached:
-                received = received.detach()
+            if detach:
+                cut = received.detach()
+                # a choice of values, not of ways: a GPU need not wait for it
+                received = cut if attached is None else torch.where(attached, received, cut)
             measured = self._measure(own, torch.stack([received, returned]), batch)  # (P, 2, B)
             keep = self._keep(measured)[layer % len(self.epsilon)]
-            if detach:
-                spare = self._has_spare(measured[:, 0], measured[:, 1], keep, mean)
-                attached = bool(spare.all())
+            if detach and self.spare is not None:
+                attached = self._has_spare(measured[:, 0], measured[:, 1], keep, mean).all()
             both.append(measured)
         stacked = torch.stack(both, 2)  # (P, 2, L, B)
         return stacked[:, 0].flatten(0, 1), stacked[:, 1].flatten(0, 1)
