@@ -59,6 +59,8 @@ def our_training(
     steps: int = 1,
     constrained: bool = True,
     precision: str = "fp32",
+    device: str = "cpu",
+    cuda_graph: bool = False,
 ) -> Training:
     """A training as `sdunroll train` does it, of so many steps an epoch."""
     settings = TrainingSettings(
@@ -71,16 +73,17 @@ def our_training(
     )
     return Training(
         settings,
-        network=Lista(problem, generator(0, "weights"), num_layers=layers),
-        problem=problem,
+        network=Lista(problem, generator(0, "weights"), num_layers=layers).to(device),
+        problem=problem.to(device),
         constraint=constraint(),
         constrained=constrained,
         dual=ProportionalIntegral(k_i=0.3, k_p=3.0),
-        train=Batch(*(values.repeat(steps, 1) for values in batch)),
-        val=Batch(*(values[: len(values) // 2] for values in batch)),
+        train=Batch(*(values.repeat(steps, 1) for values in batch)).to(device),
+        val=Batch(*(values[: len(values) // 2] for values in batch)).to(device),
         order_seed=0,
         noise_seed=0,
         precision=precision,
+        cuda_graph=cuda_graph,
     )
 
 

@@ -110,6 +110,10 @@ class PrimalDual:
         num_constraints: K.
         clip_norm: the gradient of the Lagrangian is scaled down to this norm; None leaves it.
         ranks: the processes over which gradients are summed.
+
+    On a GPU nothing waits for a step: whether all its values are finite is kept there, in ``broken``, and
+    from the first step on of which they are not, multipliers stay as they are, and so do weights under a
+    fused optimizer. :meth:`check` asks.
     """
 
     def __init__(
@@ -134,6 +138,8 @@ class PrimalDual:
         self.multipliers = torch.zeros(count, dtype=torch.float64, device=device)
         self.dual_state = torch.zeros_like(self.multipliers)
         self.smoothed: Tensor | None = None
+        self.broken = torch.zeros((), device=device)  # 1 from the first broken step on
+        self.waits = device.type == "cpu"  #: for each step to be looked at
 
     def primal_step(self, loss: Tensor, slack: Tensor) -> Tensor:
         """One optimizer step on loss + lambda^T slack; returns that Lagrangian, detached.
@@ -141,7 +147,8 @@ class PrimalDual:
         Args:
             loss: scalar. slack: (K,), both with their graphs.
 
-        Errors: ``ValueError`` for shapes other than these; :class:`NotFinite` before the update.
+        Errors: ``ValueError`` for shapes other than these; :class:`NotFinite` before the update, if this
+        waits for it.
         """
         if loss.ndim != 0 or slack.shape != self.multipliers.shape:
             raise ValueError(
@@ -151,27 +158,47 @@ class PrimalDual:
         lagrangian = loss + (self.multipliers.to(slack.dtype) * slack).sum()
         self.optimizer.zero_grad(set_to_none=True)
         lagrangian.backward()
-        self._sum_and_clip(lagrangian.detach())
-        self.optimizer.step()
-        return lagrangian.detach()
-
-    def _sum_and_clip(self, lagrangian: Tensor) -> None:
-        """Errors: :class:`NotFinite` for the Lagrangian or a gradient."""
+        value = lagrangian.detach()
         gradients = {
             name: weight.grad for name, weight in self.parameters.items() if weight.grad is not None
         }
         self.ranks.sum_(list(gradients.values()))
         norms = torch.stack(torch._foreach_norm(list(gradients.values())))
         norm = torch.linalg.vector_norm(norms)
-        # both at once: the one moment of a step at which the host waits for a GPU
-        value, total = torch.stack([lagrangian.to(norm), norm]).tolist()
-        if not math.isfinite(value):
-            raise NotFinite(f"the Lagrangian is {value}")
+        if self.waits:
+            total = self._check_step(value, norm, dict(zip(gradients, norms, strict=True)))
+            if total > self.clip_norm:
+                torch._foreach_mul_(list(gradients.values()), self.clip_norm / total)
+        else:
+            self._note_step(value, norm)
+            if self.clip_norm < math.inf:
+                scale = (self.clip_norm / norm).clamp(max=1.0)
+                torch._foreach_mul_(list(gradients.values()), scale)
+        self.optimizer.step()
+        return value
+
+    def _check_step(self, value: Tensor, norm: Tensor, norms: dict[str, Tensor]) -> float:
+        """The norm. Errors: :class:`NotFinite` for the Lagrangian or a gradient."""
+        lagrangian, total = torch.stack([value.to(norm), norm]).tolist()
+        if not math.isfinite(lagrangian):
+            raise NotFinite(f"the Lagrangian is {lagrangian}")
         if not math.isfinite(total):
-            largest = list(gradients)[int(norms.nan_to_num(nan=math.inf).argmax())]
+            sizes = torch.stack(list(norms.values())).nan_to_num(nan=math.inf)
+            largest = list(norms)[int(sizes.argmax())]
             raise NotFinite(f"the gradient of {largest} is not finite, or its norm overflows")
-        if total > self.clip_norm:
-            torch._foreach_mul_(list(gradients.values()), self.clip_norm / total)
+        return total
+
+    def _note_step(self, value: Tensor, norm: Tensor) -> None:
+        """Keep whether Lagrangian and gradient are finite, for :meth:`check`."""
+        finite = value.isfinite() & norm.isfinite()
+        self.broken.copy_(torch.maximum(self.broken, (~finite).to(self.broken)))
+        if self.optimizer.defaults.get("fused"):  # leaves out the step, as for torch.amp.GradScaler
+            self.optimizer.found_inf = self.broken  # type: ignore[attr-defined]
+
+    def check(self) -> None:
+        """Errors: :class:`NotFinite` if a step so far was broken."""
+        if self.broken.item():
+            raise NotFinite("the Lagrangian or a gradient is not finite")
 
     @torch.no_grad()
     def dual_step(self, slack: Tensor) -> None:
@@ -182,12 +209,20 @@ class PrimalDual:
                 f"dual_step: expected a slack {tuple(self.multipliers.shape)}, "
                 f"got {tuple(slack.shape)}"
             )
-        if not slack.isfinite().all():
+        if (self.waits or self.dual.every == "epoch") and not slack.isfinite().all():
             raise NotFinite(f"the slack is {slack.tolist()}")
-        if self.smoothed is not None:
-            slack = self.dual.smoothing * self.smoothed + (1 - self.dual.smoothing) * slack
-        self.smoothed = slack
-        self.dual_state, self.multipliers = self.dual.step(self.dual_state, slack)
+        if self.smoothed is None:
+            self.smoothed = slack.clone()
+        else:
+            smoothing = self.dual.smoothing
+            self._put(self.smoothed, smoothing * self.smoothed + (1 - smoothing) * slack)
+        state, multipliers = self.dual.step(self.dual_state, self.smoothed)
+        self._put(self.dual_state, state)
+        self._put(self.multipliers, multipliers)
+
+    def _put(self, kept: Tensor, values: Tensor) -> None:
+        """``values`` in the place of ``kept``, where a captured step looks for them, unless broken."""
+        kept.copy_(torch.where(self.broken > 0, kept, values))
 
     def state_dict(self) -> dict:
         """All that the next step depends on, but for the weights."""
@@ -201,7 +236,7 @@ class PrimalDual:
     def load_state_dict(self, state: dict) -> None:
         """Go on from :meth:`state_dict`."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.multipliers = state["multipliers"].to(self.multipliers)
-        self.dual_state = state["dual_state"].to(self.dual_state)
+        self.multipliers.copy_(state["multipliers"])
+        self.dual_state.copy_(state["dual_state"])
         smoothed = state["smoothed"]
-        self.smoothed = None if smoothed is None else smoothed.to(self.multipliers)
+        self.smoothed = None if smoothed is None else self.multipliers.clone().copy_(smoothed)

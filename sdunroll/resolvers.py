@@ -19,6 +19,7 @@ FREE = (
     "sweeper",
     "device",
     "threads",
+    "cuda_graph",
     "trust",
     "training.stop_after",
 )

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 LARGEST, DEEPEST = 2**18, 50  # bytes and levels of a config.yaml
 CHECKSUM_LINE = "# sha256 of the lines above: "
 # settings that may change while a run stays what it is
-FREE = ("training.stop_after", "device", "threads", "logger", "resume", "data.root")
+FREE = ("training.stop_after", "device", "threads", "cuda_graph", "logger", "resume", "data.root")
 
 
 class Broken(ValueError):

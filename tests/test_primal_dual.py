@@ -168,6 +168,55 @@ def test_stops_before_the_update_on_what_is_not_finite(place):
     assert torch.equal(method.multipliers, multipliers)
 
 
+@pytest.mark.parametrize("place", ["loss", "slack", "gradient"])
+def test_where_nobody_waits_a_broken_step_changes_nothing(place):
+    """As on a GPU; also not the steps after it."""
+    start = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    weight = torch.nn.Parameter(start.clone())
+    optimizer = torch.optim.Adam([weight], lr=0.1, fused=True)
+    dual = Ascent(rate=1.0, every="batch", smoothing=0.5)
+    method = PrimalDual(
+        parameters=[("weight", weight)], optimizer=optimizer, dual=dual, num_constraints=1
+    )
+    method.waits = False
+
+    def step(spoil=None):
+        loss, slack = weight.square().sum(), weight[:1] - 0.5
+        if spoil == "loss":
+            loss = loss * torch.inf
+        elif spoil == "slack":
+            slack = slack + torch.nan
+        elif spoil == "gradient":  # the square root has an infinite slope at 0
+            loss = loss + (weight.sum() - weight.detach().sum()).sqrt()
+        method.primal_step(loss, slack)
+        method.dual_step(slack.detach())
+
+    def state():
+        return [weight, method.multipliers, method.dual_state, method.smoothed]
+
+    step()
+    method.check()
+    before = [value.detach().clone() for value in state()]
+    assert not torch.equal(weight, start)
+    for spoil in (place, None):
+        step(spoil)
+        assert all(map(torch.equal, state(), before))
+        with pytest.raises(NotFinite, match="the Lagrangian or a gradient is not finite"):
+            method.check()
+
+
+def test_clipping_where_nobody_waits():
+    found = []
+    for waits in (True, False):
+        weight, method = make(Ascent(rate=1.0), lr=1.0, clip_norm=0.5)
+        method.waits = waits
+        for _ in range(20):  # at the end, there is nothing to clip
+            method.primal_step(loss_of(weight), slack_of(weight))
+            method.dual_step(slack_of(weight).detach())
+        found.append(weight.detach())
+    torch.testing.assert_close(*found)
+
+
 def test_goes_on_from_its_state():
     dual = ProportionalIntegral(k_i=0.1, k_p=0.5, smoothing=0.5)
     weight, method = make(dual)

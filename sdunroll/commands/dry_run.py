@@ -112,6 +112,8 @@ def _short_training(
         order_seed=config.seed,
         noise_seed=config.seed,
         draw=experiment.draw if settings.fresh else None,
+        precision=config.precision,
+        cuda_graph=boolean("cuda_graph", config.cuda_graph),
     )
     return training, batch
 

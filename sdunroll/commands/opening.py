@@ -27,7 +27,7 @@ from sdunroll.runs import Run
 from sdunroll.training import Training
 
 # what may change when going on
-RESUMABLE = ("training.stop_after", "device", "threads", "logger", "trust", "resume")
+RESUMABLE = ("training.stop_after", "device", "threads", "cuda_graph", "logger", "trust", "resume")
 OF_THE_CALL = ("trust", "sweep", "retry", "dry_run")  # settings of a call, not of the run
 
 
@@ -58,6 +58,7 @@ def build(
         draw=experiment.draw if settings.fresh else None,
         ranks=distributed.launched(),
         precision=config.get("precision", "fp32"),
+        cuda_graph=boolean("cuda_graph", config.get("cuda_graph", False)),
     )
     if state is not None:
         training.load_state_dict(state)
@@ -173,6 +174,7 @@ def load(config: DictConfig, run: Run) -> tuple[Training, Experiment]:
     stored = run.config.copy()
     stored.training.stop_after = config.training.stop_after
     machine = {name: setting(config, stored, name) for name in ("device", "threads")}
+    stored.cuda_graph = setting(config, stored, "cuda_graph")
     device = set_up_torch(OmegaConf.create(machine))
     state = run.load_last()
     return build(stored, device, state)

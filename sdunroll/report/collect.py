@@ -18,7 +18,9 @@ from sdunroll.lock import in_use
 from sdunroll.runs import Run, RunError
 
 # settings that do not make another method
-OWN = ("seed", "seeds", "device", "threads", "resume", "trust", "sweep", "retry", "dry_run")
+OWN = (
+    "seed", "seeds", "device", "threads", "cuda_graph", "resume", "trust", "sweep", "retry", "dry_run",
+)  # fmt: skip
 # overrides that a method's name leaves out
 HIDDEN = (*OWN, "training.stop_after", "hydra", "launcher", "sweeper")
 SIGNS = ("config.yaml", failed.NAME, "train.lock")  # of a run: saved, failed before, or just begun

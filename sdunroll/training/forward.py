@@ -95,6 +95,11 @@ class Forward:
         self.start_rng = generator(seed, "training/start", device)
         self.noise_rng = generator(seed, "training/noise", device)
 
+    @property
+    def generators(self) -> tuple[torch.Generator, torch.Generator]:
+        """What a pass draws from."""
+        return self.start_rng, self.noise_rng
+
     def __call__(self, batch: Batch, stage: Stage, *, constrained: bool) -> Pass:
         """The pass of a stage, up to its layer; ``constrained`` says whether the moments need a graph."""
         noise = self.noise.between_layers(self.problem, batch, self.noise_rng)

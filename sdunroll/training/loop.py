@@ -18,6 +18,7 @@ from sdunroll.networks import UnrolledNetwork
 from sdunroll.primal_dual import DualUpdate, NotFinite, PrimalDual
 from sdunroll.problems import Problem
 from sdunroll.randomness import generator
+from sdunroll.training.captured import Captured, make_capturable
 from sdunroll.training.epoch import Epoch
 from sdunroll.training.forward import Forward, Precision, first_broken
 from sdunroll.training.schedules import Stage, stages
@@ -39,6 +40,9 @@ class Training:
             ``train`` has; None walks over ``train``.
         ranks: the processes that train together, each with the same arguments.
         precision: of the network's matrix products in training, see :class:`Forward`.
+        cuda_graph: record a GPU's steps and replay them, see :class:`Captured`; a CPU does without.
+
+    Errors: ``cuda_graph`` with several processes, or an optimizer that cannot be recorded.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Training:
         draw: Callable[[int, torch.Generator], Batch] | None = None,
         ranks: Ranks = ALONE,
         precision: Precision = "fp32",
+        cuda_graph: bool = False,
     ) -> None:
         self.settings = settings
         self.network = network
@@ -95,12 +100,26 @@ class Training:
         order = generator(order_seed, "training/order")
         self.loader = loader(train, draw, batch_size=settings.batch_size, generator=order)
         self.on_step: Callable[[], object] = lambda: None
+        self.captures = cuda_graph and train.obs.device.type == "cuda"
+        if self.captures and ranks.size > 1:
+            raise checks.InvalidValue(
+                f"cuda_graph: expected one process, got {ranks.size}; take cuda_graph=false"
+            )
+        self.lr = torch.zeros((), device=train.obs.device)  # where captured steps look for it
+        self.step = self._stepper()
         self.epochs_done = 0
         self.best: tuple[int, float] | None = None  # (rank, validation loss): less is better
         self.best_epoch = 0
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         return self.settings.optimizer(self.network.parameters(), lr=self.settings.lr)
+
+    def _stepper(self) -> Callable[[Batch], tuple[Tensor, ...]]:
+        """What takes the steps of a stage."""
+        if not self.captures:
+            return self._step
+        make_capturable(self.primal_dual.optimizer, self.lr)
+        return Captured(self._step, self.forward.generators)
 
     def run(self, on_step: Callable[[], object] = lambda: None) -> Iterator[Epoch]:
         """Train epoch by epoch, until the end, ``stop_after`` or the loss of patience.
@@ -166,6 +185,7 @@ class Training:
         moving the layers that are done; and best is what is best at the stage's layer."""
         before, self.stage = self.stage, self._stage_at(self.epochs_done)
         self.primal_dual.optimizer = self._new_optimizer()
+        self.step = self._stepper()
         if self.stage.layer != before.layer:
             self.best = None
 
@@ -181,14 +201,34 @@ class Training:
         updates = self.stage.epochs * len(self.loader)
         for step, batch in enumerate(self.loader):
             lr = self.stage.lr_factor * self.settings.lr_at((first + step) / updates)
-            for group in self.primal_dual.optimizer.param_groups:
-                group["lr"] = lr
-            loss, moments = self._step(batch)
+            self._set_lr(lr)
+            loss, moments = self.step(batch)
             share = len(batch.obs) / self.loader.num_instances
             total_loss = total_loss + share * loss.double()
             total_moments = total_moments + share * moments.double()
             self.on_step()
+        self._check_steps()
         return float(total_loss), total_moments, lr
+
+    def _set_lr(self, lr: float) -> None:
+        if self.captures:
+            self.lr.fill_(lr)
+            return
+        for group in self.primal_dual.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _check_steps(self) -> None:
+        """Errors: :class:`NotFinite` for an epoch with a broken step, which a GPU does not tell at once.
+
+        Its weights are those of before that step: to find the place, steps from there are looked at.
+        """
+        try:
+            self.primal_dual.check()
+        except NotFinite as error:
+            self.primal_dual.waits = True
+            for batch in self.loader:
+                self._step(batch)
+            raise NotFinite(self._stopped(str(error))) from error
 
     def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One primal step; the loss and the moments it saw, detached."""
@@ -246,6 +286,7 @@ class Training:
             )
         self.network.load_state_dict(state["network"])
         self.primal_dual.load_state_dict(state["primal_dual"])
+        self.step = self._stepper()  # the optimizer's settings are those of the state now
         self.forward.load_state_dict(state)
         self.loader.generator.set_state(state["order_rng"])
         self.epochs_done = state["epochs_done"]

@@ -275,6 +275,37 @@ def test_stops_before_the_update_and_names_the_layer():
     assert training.epochs_done == 0
 
 
+def test_where_nobody_waits_the_place_is_named_after_the_epoch():
+    """As on a GPU."""
+    training = make()
+    training.primal_dual.waits = False
+    epochs = training.run()
+    next(epochs)
+    with torch.no_grad():
+        training.network.w1[1][0, 0] = torch.inf
+    before = {name: value.clone() for name, value in training.network.state_dict().items()}
+    with pytest.raises(NotFinite, match="epoch 2: layer 2 returned values that are not finite"):
+        next(epochs)
+    assert same(before, dict(training.network.state_dict()))
+
+
+def test_where_nobody_waits_a_break_that_is_not_seen_again_ends_the_training_too():
+    training = make()
+    training.primal_dual.waits = False
+    step, calls = training._step, []
+
+    def breaks_once(batch):
+        calls.append(batch)
+        if len(calls) == 2:
+            batch = Batch(batch.obs * torch.nan, batch.target)
+        return step(batch)
+
+    training.step = breaks_once
+    with pytest.raises(NotFinite, match="epoch 1: the Lagrangian or a gradient is not finite"):
+        next(training.run())
+    assert len(calls) == 4
+
+
 def test_a_gradient_that_is_not_finite_names_its_weight():
     training = make()
     training.network.w2.register_hook(lambda gradient: gradient * torch.nan)
@@ -360,6 +391,9 @@ def test_a_step_reads_nothing_back_but_for_its_one_check(epsilon, measure, monke
     numbers = lambda self: reads.append(1) or self.numpy().tolist()  # noqa: E731
     monkeypatch.setattr(torch.Tensor, "tolist", numbers)
     with Transfers() as transfers:
+        training._step(TRAIN)
+        assert len(reads) == 1
+        training.primal_dual.waits = False  # as on a GPU
         training._step(TRAIN)
     assert not transfers.seen
     assert len(reads) == 1
