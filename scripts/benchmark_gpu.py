@@ -82,7 +82,7 @@ def glow_prox(sizes: dict[str, int], cuda_graph: bool) -> Training:
 
 def step_seconds(training: Training, repetitions: int) -> float:
     def step() -> None:
-        training.step(training.train)
+        training.steps.step(training.train)
         torch.cuda.synchronize()
 
     for _ in range(5):  # more than a recording waits for
@@ -112,7 +112,7 @@ def measure(
         found[cuda_graph] = step_seconds(training, repetitions)
         if not cuda_graph:
             with flop_counter() as flops:
-                training._step(training.train)
+                training.steps.take(training.train)
         del training
         torch.cuda.empty_cache()
     limit = flops.get_total_flops() / ceiling

@@ -171,7 +171,7 @@ def measure(size: tuple[int, int, int, int], repetitions: int, threads: int) -> 
     functions: dict[str, Callable] = {"peak": lambda: square @ square}
     for name, constraint in constraints.items():
         training = our_training(problem, batch, layers, constraint)
-        functions[name] = partial(training._step, batch)
+        functions[name] = partial(training.steps.take, batch)
     functions["plain distance"] = plain_step(problem, batch, layers, Distance)
     functions["plain gradient"] = plain_step(problem, part, layers, GradientNorm)
     times = median_seconds(functions, repetitions)
@@ -213,7 +213,7 @@ def compare(size: tuple[int, int, int, int], repetitions: int, threads: int) -> 
     functions: dict[str, Callable] = {"peak": lambda: square @ square}
     for precision in ("fp32", "bf16"):
         training = our_training(problem, batch, layers, Distance, precision=precision)
-        functions[precision] = partial(training._step, batch)
+        functions[precision] = partial(training.steps.take, batch)
     for constrained in (True, False):
         training = our_training(
             problem, batch, layers, Distance, steps=EPOCH_STEPS, constrained=constrained

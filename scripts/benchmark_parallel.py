@@ -82,7 +82,7 @@ def work(size: tuple[int, int, int, int], steps: int, path: Path) -> None:
         for _ in range(steps):
             began, used = time.perf_counter(), time.process_time()
             (batch,) = training.loader
-            loss, _ = training._step(batch)
+            loss, _ = training.steps.take(batch)
             seconds.append(time.perf_counter() - began)
             cpu.append(time.process_time() - used)
             losses.append(float(loss))

@@ -156,7 +156,7 @@ GUARDS = [
     ),
     Guard(
         "the Lagrangian is finite", "primal_dual.py",
-        "        if not math.isfinite(value):\n", "        if False:\n",
+        "        if not math.isfinite(lagrangian):\n", "        if False:\n",
         "test_primal_dual.py training/test_loop.py",
     ),
     Guard(
@@ -166,7 +166,14 @@ GUARDS = [
     ),
     Guard(
         "the slack of a dual step is finite", "primal_dual.py",
-        "        if not slack.isfinite().all():\n", "        if False:\n", "test_primal_dual.py",
+        '        if (self.waits or self.dual.every == "epoch") and not slack.isfinite().all():\n',
+        "        if False:\n", "test_primal_dual.py",
+    ),
+    Guard(
+        "a broken step on a GPU is noted", "primal_dual.py",
+        "        finite = value.isfinite() & norm.isfinite()\n",
+        "        finite = torch.ones_like(value, dtype=torch.bool)\n",
+        "test_primal_dual.py",
     ),
     Guard(
         "a flow's inverse is finite", "metrics.py",

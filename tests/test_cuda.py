@@ -92,7 +92,7 @@ def test_a_gpu_computes_what_a_processor_does(parts):
         training = make(parts, device=device, noise_level=0.0)
         training.network.start_std = 1e-6  # their random numbers differ
         training._prepare()
-        loss, moments = training._step(training.train)
+        loss, moments = training.steps.take(training.train)
         weights = [weight.grad.cpu() for weight in training.network.parameters()]
         found.append([loss.cpu(), moments.cpu(), *weights])
     for one, other in zip(*found, strict=True):
@@ -112,11 +112,11 @@ def test_a_gpu_computes_what_a_processor_does(parts):
 def test_no_step_waits(parts, constraint, every):
     training = make(parts, constraint=constraint, every=every)
     training._prepare()
-    training._step(training.train)  # libraries are loaded
+    training.steps.take(training.train)  # libraries are loaded
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        training._step(training.train)
+        training.steps.take(training.train)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -136,7 +136,7 @@ def test_replayed_steps_give_what_the_steps_do(parts, changes):
     plain, replayed = (make(parts, cuda_graph=graph, **changes) for graph in (False, True))
     for one, other in zip(plain.run(), replayed.run(), strict=True):
         assert figures(other) == pytest.approx(figures(one), rel=1e-3, abs=1e-4)
-    assert len(replayed.step.recorded) == 2  # the last batch of an epoch is smaller
+    assert len(replayed.steps.step.recorded) == 2  # the last batch of an epoch is smaller
     for weight, other in zip(
         plain.network.parameters(), replayed.network.parameters(), strict=True
     ):

@@ -18,12 +18,12 @@ from sdunroll.networks import UnrolledNetwork
 from sdunroll.primal_dual import DualUpdate, NotFinite, PrimalDual
 from sdunroll.problems import Problem
 from sdunroll.randomness import generator
-from sdunroll.training.captured import Captured, make_capturable
 from sdunroll.training.epoch import Epoch
-from sdunroll.training.forward import Forward, Precision, first_broken
+from sdunroll.training.forward import Forward, Precision
 from sdunroll.training.schedules import Stage, stages
 from sdunroll.training.settings import TrainingSettings
 from sdunroll.training.start import prepare
+from sdunroll.training.steps import Steps
 from sdunroll.training.validation import Validation, validate
 
 
@@ -40,9 +40,7 @@ class Training:
             ``train`` has; None walks over ``train``.
         ranks: the processes that train together, each with the same arguments.
         precision: of the network's matrix products in training, see :class:`Forward`.
-        cuda_graph: record a GPU's steps and replay them, see :class:`Captured`; a CPU does without.
-
-    Errors: ``cuda_graph`` with several processes, or an optimizer that cannot be recorded.
+        cuda_graph: record a GPU's steps and replay them, see :class:`Steps`.
     """
 
     def __init__(
@@ -100,26 +98,21 @@ class Training:
         order = generator(order_seed, "training/order")
         self.loader = loader(train, draw, batch_size=settings.batch_size, generator=order)
         self.on_step: Callable[[], object] = lambda: None
-        self.captures = cuda_graph and train.obs.device.type == "cuda"
-        if self.captures and ranks.size > 1:
-            raise checks.InvalidValue(
-                f"cuda_graph: expected one process, got {ranks.size}; take cuda_graph=false"
-            )
-        self.lr = torch.zeros((), device=train.obs.device)  # where captured steps look for it
-        self.step = self._stepper()
+        self.steps = Steps(
+            forward=self.forward,
+            constraint=constraint,
+            primal_dual=self.primal_dual,
+            rows=self.rows,
+            objective=settings.objective,
+            cuda_graph=cuda_graph,
+        )
+        self.steps.begin(self.stage)
         self.epochs_done = 0
         self.best: tuple[int, float] | None = None  # (rank, validation loss): less is better
         self.best_epoch = 0
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         return self.settings.optimizer(self.network.parameters(), lr=self.settings.lr)
-
-    def _stepper(self) -> Callable[[Batch], tuple[Tensor, ...]]:
-        """What takes the steps of a stage."""
-        if not self.captures:
-            return self._step
-        make_capturable(self.primal_dual.optimizer, self.lr)
-        return Captured(self._step, self.forward.generators)
 
     def run(self, on_step: Callable[[], object] = lambda: None) -> Iterator[Epoch]:
         """Train epoch by epoch, until the end, ``stop_after`` or the loss of patience.
@@ -185,7 +178,7 @@ class Training:
         moving the layers that are done; and best is what is best at the stage's layer."""
         before, self.stage = self.stage, self._stage_at(self.epochs_done)
         self.primal_dual.optimizer = self._new_optimizer()
-        self.step = self._stepper()
+        self.steps.begin(self.stage)
         if self.stage.layer != before.layer:
             self.best = None
 
@@ -199,57 +192,18 @@ class Training:
         lr = 0.0
         first = (self.epochs_done - self.stage.first_epoch) * len(self.loader)
         updates = self.stage.epochs * len(self.loader)
-        for step, batch in enumerate(self.loader):
-            lr = self.stage.lr_factor * self.settings.lr_at((first + step) / updates)
-            self._set_lr(lr)
-            loss, moments = self.step(batch)
-            share = len(batch.obs) / self.loader.num_instances
-            total_loss = total_loss + share * loss.double()
-            total_moments = total_moments + share * moments.double()
-            self.on_step()
-        self._check_steps()
-        return float(total_loss), total_moments, lr
-
-    def _set_lr(self, lr: float) -> None:
-        if self.captures:
-            self.lr.fill_(lr)
-            return
-        for group in self.primal_dual.optimizer.param_groups:
-            group["lr"] = lr
-
-    def _check_steps(self) -> None:
-        """Errors: :class:`NotFinite` for an epoch with a broken step, which a GPU does not tell at once.
-
-        Its weights are those of before that step: to find the place, steps from there are looked at.
-        """
         try:
-            self.primal_dual.check()
+            for step, batch in enumerate(self.loader):
+                lr = self.stage.lr_factor * self.settings.lr_at((first + step) / updates)
+                loss, moments = self.steps(batch, lr)
+                share = len(batch.obs) / self.loader.num_instances
+                total_loss = total_loss + share * loss.double()
+                total_moments = total_moments + share * moments.double()
+                self.on_step()
+            self.steps.check(self.loader)
         except NotFinite as error:
-            self.primal_dual.waits = True
-            for batch in self.loader:
-                self._step(batch)
             raise NotFinite(self._stopped(str(error))) from error
-
-    def _step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """One primal step; the loss and the moments it saw, detached."""
-        path, loss, moments = self.forward(
-            batch, self.stage, constrained=len(self.primal_dual.multipliers) > 0
-        )
-        slack = self.constraint.slack_of(moments, margin=self.constraint.margin)
-        try:
-            self.primal_dual.primal_step(self.settings.objective(loss), slack[self.rows])
-        except NotFinite as error:
-            place = first_broken(path, self.forward.ranks)
-            if place is None and moments.isnan().any():
-                place = (
-                    f"{type(self.constraint).__name__}.measure is nan of estimates that are finite"
-                )
-            raise NotFinite(self._stopped(place or str(error))) from error
-        moments = moments.detach()
-        if self.primal_dual.dual.every == "batch":
-            slack = self.constraint.slack_of(moments, margin=self.constraint.margin)
-            self.primal_dual.dual_step(slack[self.rows])
-        return loss.detach(), moments
+        return float(total_loss), total_moments, lr
 
     def _stopped(self, place: str) -> str:
         intact = "; the last checkpoint is intact" if self.epochs_done else ""
@@ -286,10 +240,10 @@ class Training:
             )
         self.network.load_state_dict(state["network"])
         self.primal_dual.load_state_dict(state["primal_dual"])
-        self.step = self._stepper()  # the optimizer's settings are those of the state now
         self.forward.load_state_dict(state)
         self.loader.generator.set_state(state["order_rng"])
         self.epochs_done = state["epochs_done"]
         self.stage = self._stage_at(self.epochs_done - 1)  # the next begins with its first epoch
+        self.steps.begin(self.stage)
         self.best = None if state["best"] is None else tuple(state["best"])
         self.best_epoch = state["best_epoch"]

@@ -15,6 +15,7 @@ from sdunroll.commands import saving
 from sdunroll.lock import held
 from sdunroll.runs import Run, RunError
 from sdunroll.training import Training
+from sdunroll.training.steps import Steps
 from tests.conftest import TINY
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -231,16 +232,22 @@ def test_nothing_is_written_where_the_run_is_gone(run):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interruption_waits_for_the_end_of_the_step(sdunroll, monkeypatch, number, status):
-    step, steps = Training._step, []
+    step, epoch = Steps.take, Training._epoch
+    begun, steps = [], []
+
+    def recorded(self):
+        begun.append(self.epochs_done)
+        return epoch(self)
 
     def interrupted(self, batch):
         if len(steps) == 4:  # in the second epoch of three steps
             signal.raise_signal(number)
         done = step(self, batch)
-        steps.append(self.epochs_done)
+        steps.append(begun[-1])
         return done
 
-    monkeypatch.setattr(Training, "_step", interrupted)
+    monkeypatch.setattr(Training, "_epoch", recorded)
+    monkeypatch.setattr(Steps, "take", interrupted)
     outcome = sdunroll("train", *TINY)
     assert outcome.status == status
     assert steps == [0, 0, 0, 1, 1]
@@ -254,7 +261,7 @@ def test_a_second_interruption_does_not_wait(sdunroll, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         pytest.fail("waited")
 
-    monkeypatch.setattr(Training, "_step", interrupted)
+    monkeypatch.setattr(Steps, "take", interrupted)
     assert sdunroll("train", *TINY).status == 130
 
 

@@ -35,6 +35,7 @@ def make(
     draw=None,
     ranks=ALONE,
     precision="fp32",
+    cuda_graph=False,
     **changes,
 ):
     settings = {
@@ -61,6 +62,7 @@ def make(
         draw=draw,
         ranks=ranks,
         precision=precision,
+        cuda_graph=cuda_graph,
     )
 
 
@@ -292,7 +294,7 @@ def test_where_nobody_waits_the_place_is_named_after_the_epoch():
 def test_where_nobody_waits_a_break_that_is_not_seen_again_ends_the_training_too():
     training = make()
     training.primal_dual.waits = False
-    step, calls = training._step, []
+    step, calls = training.steps.take, []
 
     def breaks_once(batch):
         calls.append(batch)
@@ -300,7 +302,7 @@ def test_where_nobody_waits_a_break_that_is_not_seen_again_ends_the_training_too
             batch = Batch(batch.obs * torch.nan, batch.target)
         return step(batch)
 
-    training.step = breaks_once
+    training.steps.step = breaks_once
     with pytest.raises(NotFinite, match="epoch 1: the Lagrangian or a gradient is not finite"):
         next(training.run())
     assert len(calls) == 4
@@ -391,10 +393,10 @@ def test_a_step_reads_nothing_back_but_for_its_one_check(epsilon, measure, monke
     numbers = lambda self: reads.append(1) or self.numpy().tolist()  # noqa: E731
     monkeypatch.setattr(torch.Tensor, "tolist", numbers)
     with Transfers() as transfers:
-        training._step(TRAIN)
+        training.steps.take(TRAIN)
         assert len(reads) == 1
         training.primal_dual.waits = False  # as on a GPU
-        training._step(TRAIN)
+        training.steps.take(TRAIN)
     assert not transfers.seen
     assert len(reads) == 1
 
