@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from sdunroll import checks
 from sdunroll.networks.reversible import Invertible, apply_chain, reversible_chain
@@ -46,10 +47,10 @@ class Mix(Invertible):
         self.log_scale = nn.Parameter(torch.zeros(channels))
 
     def forward(self, h: Tensor) -> Tensor:
-        return mixed([self])[0](h)
+        return mixed([self], inverse=False)[0](h)
 
     def inverse(self, h: Tensor) -> Tensor:
-        return mixed([self])[0].inverse(h)
+        return mixed([self], inverse=True)[0].inverse(h)
 
     def log_det(self, h: Tensor) -> Tensor:
         """log |det d forward(h) / d h|, (B,)."""
@@ -87,12 +88,22 @@ class Mixed(Invertible):
         return self.back if inverse else self.there
 
 
-def mixed(mixes: Sequence[Mix]) -> list[Mixed]:
+def mixed(mixes: Sequence[Mix], *, inverse: bool) -> list[Mixed]:
     """The maps of K mixes of as many channels, whose matrices are made together: a handful of
-    operations rather than K times as many.
+    operations rather than K times as many. The backward pass makes them again, rather than keep all of
+    their making.
 
-    They are made in float64, so that the round trip stays at the rounding error of the activations.
+    Args:
+        inverse: whether gradients are to pass the inverses rather than the maps themselves.
     """
+    made = checkpoint(_matrices, mixes, inverse, use_reentrant=False, preserve_rng_state=False)
+    each = (values.unbind() for values in made)
+    return [Mixed(*values) for values in zip(*each, strict=True)]
+
+
+def _matrices(mixes: Sequence[Mix], inverse: bool) -> tuple[Tensor, ...]:
+    """What each of :class:`Mixed` takes, (K, C, C) and (K, C) in turns; made in float64, so that the
+    round trip stays at the rounding error of the activations."""
     lower, upper, log_diagonal, log_scale, bias, sign, permutation = (
         torch.stack([getattr(mix, name) for mix in mixes]).double()
         for name in ("lower", "upper", "log_diagonal", "log_scale", "bias", "sign", "permutation")
@@ -101,14 +112,16 @@ def mixed(mixes: Sequence[Mix]) -> list[Mixed]:
     lower = lower.tril(-1) + identity
     upper = upper.triu(1) + torch.diag_embed(sign * log_diagonal.exp())
     upper = upper * log_scale.exp()[:, None]  # U diag(exp(s))
-    weight = permutation @ lower @ upper  # (K, C, C)
-    shift = (weight @ bias[..., None])[..., 0]
-    solve = torch.linalg.solve_triangular
-    back = solve(lower, permutation.mT, upper=False, unitriangular=True)
-    back = solve(upper, back, upper=True)
+    differentiable = torch.is_grad_enabled()
+    with torch.set_grad_enabled(differentiable and not inverse):
+        weight = permutation @ lower @ upper
+        shift = (weight @ bias[..., None])[..., 0]
+    with torch.set_grad_enabled(differentiable and inverse):
+        solve = torch.linalg.solve_triangular
+        back = solve(lower, permutation.mT, upper=False, unitriangular=True)
+        back = solve(upper, back, upper=True)
     dtype = mixes[0].bias.dtype
-    each = (values.to(dtype).unbind() for values in (weight, shift, back, -bias))
-    return [Mixed(*values) for values in zip(*each, strict=True)]
+    return weight.to(dtype), shift.to(dtype), back.to(dtype), (-bias).to(dtype)
 
 
 def _mix_channels(h: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
@@ -232,7 +245,7 @@ class Glow(nn.Module):
     def _run(self, level: int, h: Tensor, *, inverse: bool, reversible: bool) -> Tensor:
         steps = list(self.levels[level])  # type: ignore[call-overload]
         maps: list[Invertible] = [*steps]
-        maps[::2] = mixed(steps[::2])
+        maps[::2] = mixed(steps[::2], inverse=inverse)
         run = reversible_chain if reversible and torch.is_grad_enabled() else apply_chain
         return run(maps, h, inverse=inverse)
 
