@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -221,13 +222,21 @@ def _call_missing(job: Job, call: Commands) -> None:
         begun = (folder / "checkpoints" / "last.pt").exists()
         fresh = [*job.overrides, f"hydra.run.dir={folder}"]
         call(["train", *([f"resume={folder}"] if begun else fresh)])
-    together: dict[str, list[str]] = {}  # one process for all that have the same levels
+    # a process for all that have the same levels, or each its own
+    together: dict[tuple[str, ...], list[str]] = {}
     for name, levels in job.perturbations.items():
         if not (folder / "perturb" / f"{name}.json").exists():
-            together.setdefault(levels, []).append(name)
-    for levels, names in together.items():
+            given = () if levels == _own_levels(name) else (f"levels={levels}",)
+            together.setdefault(given, []).append(name)
+    for given, names in together.items():
         several = ["-m"] * (len(names) > 1)
-        wanted = [f"run={folder}", f"perturbation={','.join(names)}", f"levels={levels}"]
-        call(["perturb", *several, *wanted])
+        call(["perturb", *several, f"run={folder}", f"perturbation={','.join(names)}", *given])
     if not (folder / "eval" / "metrics.json").exists():
         call(["eval", f"run={folder}"])
+
+
+@cache
+def _own_levels(perturbation: str) -> str:
+    """Those that a perturbation takes unless it is told."""
+    own = OmegaConf.load(cli.config_folder() / "perturbation" / f"{perturbation}.yaml").levels
+    return str(list(own)).replace(" ", "")
