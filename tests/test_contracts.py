@@ -18,8 +18,10 @@ from sdunroll.checks import InvalidValue
 from sdunroll.commands.assemble import assemble
 from sdunroll.commands.instantiate import instantiate
 from sdunroll.data import SPLITS
+from sdunroll.networks import HyperLista
 from sdunroll.randomness import generator
 from tests.conftest import TINY, TINY_OF
+from tests.training.test_loop import Transfers
 
 CPU = torch.device("cpu")
 
@@ -232,10 +234,13 @@ def test_network_perturbation_acts_between_the_layers(with_network):
     assert torch.equal(nothing.states, run(with_network, batch.obs).states)
 
 
-def test_network_every_weight_gets_a_gradient(with_network):
+def test_network_every_weight_gets_a_gradient_and_no_gpu_would_wait(with_network):
     batch = with_network.instances("train")
     stir(with_network.network)
-    run(with_network, batch.obs).states.square().sum().backward()
+    with Transfers() as transfers:
+        run(with_network, batch.obs).states.square().sum().backward()
+    # it asks how large the largest support is
+    assert bool(transfers.seen) == isinstance(with_network.network, HyperLista)
     for name, weight in with_network.network.named_parameters():
         assert weight.grad is not None, name
         assert weight.grad.isfinite().all(), name
