@@ -9,6 +9,7 @@ are the median over single steps, the host waiting for each.
 """
 
 import argparse
+import gc
 import json
 import statistics
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from sdunroll.primal_dual import Ascent
 from sdunroll.problems import Inpainting, InverseImaging
 from sdunroll.randomness import generator
 from sdunroll.training import Training, TrainingSettings
+from sdunroll.training.captured import WARM_UP
 
 OUT = Path("outputs/benchmarks/gpu.json")
 LISTA = {"features": 1024, "atoms": 1228, "layers": 10, "batch": 512}
@@ -82,10 +84,10 @@ def glow_prox(sizes: dict[str, int], cuda_graph: bool) -> Training:
 
 def step_seconds(training: Training, repetitions: int) -> float:
     def step() -> None:
-        training.steps.step(training.train)
+        training.steps(training.train, lr=1e-6)
         torch.cuda.synchronize()
 
-    for _ in range(5):  # more than a recording waits for
+    for _ in range(WARM_UP + 2):  # until it has been recorded and replayed
         step()
     return statistics.median(timed(step)[0] for _ in range(repetitions))
 
@@ -114,6 +116,7 @@ def measure(
             with flop_counter() as flops:
                 training.steps.take(training.train)
         del training
+        gc.collect()
         torch.cuda.empty_cache()
     limit = flops.get_total_flops() / ceiling
     return [

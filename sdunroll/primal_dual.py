@@ -111,9 +111,9 @@ class PrimalDual:
         clip_norm: the gradient of the Lagrangian is scaled down to this norm; None leaves it.
         ranks: the processes over which gradients are summed.
 
-    On a GPU nothing waits for a step: whether all its values are finite is kept there, in ``broken``, and
-    from the first step on of which they are not, multipliers stay as they are, and so do weights under a
-    fused optimizer. :meth:`check` asks.
+    With a fused optimizer on a GPU the host waits for no step: whether all its values are finite is kept
+    there, in ``broken``, and from the first step on of which they are not, weights and multipliers stay as
+    they are. :meth:`check` asks.
     """
 
     def __init__(
@@ -138,8 +138,10 @@ class PrimalDual:
         self.multipliers = torch.zeros(count, dtype=torch.float64, device=device)
         self.dual_state = torch.zeros_like(self.multipliers)
         self.smoothed: Tensor | None = None
-        self.broken = torch.zeros((), device=device)  # 1 from the first broken step on
-        self.waits = device.type == "cpu"  #: for each step to be looked at
+        # 1 from the first broken step on, in the type that fused optimizers ask for
+        self.broken = torch.zeros((), device=device, dtype=torch.float32)
+        #: whether the host looks at each step; only a fused optimizer can leave one out by itself
+        self.waits = device.type == "cpu" or not optimizer.defaults.get("fused")
 
     def primal_step(self, loss: Tensor, slack: Tensor) -> Tensor:
         """One optimizer step on loss + lambda^T slack; returns that Lagrangian, detached.
@@ -166,7 +168,7 @@ class PrimalDual:
         norms = torch.stack(torch._foreach_norm(list(gradients.values())))
         norm = torch.linalg.vector_norm(norms)
         if self.waits:
-            total = self._check_step(value, norm, dict(zip(gradients, norms, strict=True)))
+            total = self._check_step(value, norm, norms, list(gradients))
             if total > self.clip_norm:
                 torch._foreach_mul_(list(gradients.values()), self.clip_norm / total)
         else:
@@ -177,14 +179,13 @@ class PrimalDual:
         self.optimizer.step()
         return value
 
-    def _check_step(self, value: Tensor, norm: Tensor, norms: dict[str, Tensor]) -> float:
+    def _check_step(self, value: Tensor, norm: Tensor, norms: Tensor, names: list[str]) -> float:
         """The norm. Errors: :class:`NotFinite` for the Lagrangian or a gradient."""
         lagrangian, total = torch.stack([value.to(norm), norm]).tolist()
         if not math.isfinite(lagrangian):
             raise NotFinite(f"the Lagrangian is {lagrangian}")
         if not math.isfinite(total):
-            sizes = torch.stack(list(norms.values())).nan_to_num(nan=math.inf)
-            largest = list(norms)[int(sizes.argmax())]
+            largest = names[int(norms.nan_to_num(nan=math.inf).argmax())]
             raise NotFinite(f"the gradient of {largest} is not finite, or its norm overflows")
         return total
 
@@ -192,8 +193,8 @@ class PrimalDual:
         """Keep whether Lagrangian and gradient are finite, for :meth:`check`."""
         finite = value.isfinite() & norm.isfinite()
         self.broken.copy_(torch.maximum(self.broken, (~finite).to(self.broken)))
-        if self.optimizer.defaults.get("fused"):  # leaves out the step, as for torch.amp.GradScaler
-            self.optimizer.found_inf = self.broken  # type: ignore[attr-defined]
+        # by which it leaves out the step, as for torch.amp.GradScaler
+        self.optimizer.found_inf = self.broken  # type: ignore[attr-defined]
 
     def check(self) -> None:
         """Errors: :class:`NotFinite` if a step so far was broken."""
@@ -202,7 +203,11 @@ class PrimalDual:
 
     @torch.no_grad()
     def dual_step(self, slack: Tensor) -> None:
-        """Update the multipliers from a slack (K,)."""
+        """Update the multipliers from a slack (K,).
+
+        Errors: ``ValueError`` for another shape; :class:`NotFinite` before the update, if this waits for
+        it, as it does for the step of an epoch.
+        """
         slack = slack.to(self.multipliers)
         if slack.shape != self.multipliers.shape:
             raise ValueError(
@@ -228,15 +233,16 @@ class PrimalDual:
         """All that the next step depends on, but for the weights."""
         return {
             "optimizer": self.optimizer.state_dict(),
-            "multipliers": self.multipliers,
-            "dual_state": self.dual_state,
-            "smoothed": self.smoothed,
+            "multipliers": self.multipliers.clone(),
+            "dual_state": self.dual_state.clone(),
+            "smoothed": None if self.smoothed is None else self.smoothed.clone(),
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from :meth:`state_dict`."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.multipliers.copy_(state["multipliers"])
-        self.dual_state.copy_(state["dual_state"])
+        self.multipliers = state["multipliers"].to(self.multipliers, copy=True)
+        self.dual_state = state["dual_state"].to(self.multipliers, copy=True)
         smoothed = state["smoothed"]
-        self.smoothed = None if smoothed is None else self.multipliers.clone().copy_(smoothed)
+        self.smoothed = None if smoothed is None else smoothed.to(self.multipliers, copy=True)
+        self.broken.zero_()

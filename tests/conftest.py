@@ -3,9 +3,10 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -13,6 +14,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 import pytest
 import torch
 from hydra._internal.hydra import Hydra
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdunroll import cli
 from sdunroll.data import Batch
@@ -95,6 +97,40 @@ def make_batch(problem: SparseCoding, count: int = 20, seed: int = 3) -> Batch:
     return problem.instances(
         torch.randn(count, features, generator=rng, dtype=problem.dictionary.dtype)
     )
+
+
+READ_BACK = {
+    torch.ops.aten._local_scalar_dense.default,
+    torch.ops.aten._linalg_check_errors.default,
+    torch.ops.aten.equal.default,
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.repeat_interleave.Tensor,
+    torch.ops.aten._unique2.default,
+}
+
+
+def reads_back(func: object, args: Sequence[object]) -> bool:
+    """Whether an operation has the host wait for a GPU, by what it reads from there."""
+    places = args[1] if func is torch.ops.aten.index.Tensor else []
+    masks = [one for one in places if one is not None and one.dtype == torch.bool]  # type: ignore[attr-defined]
+    return func in READ_BACK or bool(masks)
+
+
+class Transfers(TorchDispatchMode):
+    """Counts what would have the host wait for a GPU: values read back, lists made tensors. What goes
+    around the dispatcher, as ``Tensor.tolist``, is not seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if reads_back(func, args) or func is torch.ops.aten.lift_fresh.default:
+            self.seen[str(func)] += 1
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture(scope="session")

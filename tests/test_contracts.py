@@ -20,8 +20,7 @@ from sdunroll.commands.instantiate import instantiate
 from sdunroll.data import SPLITS
 from sdunroll.networks import HyperLista
 from sdunroll.randomness import generator
-from tests.conftest import TINY, TINY_OF
-from tests.training.test_loop import Transfers
+from tests.conftest import TINY, TINY_OF, Transfers
 
 CPU = torch.device("cpu")
 
@@ -234,7 +233,7 @@ def test_network_perturbation_acts_between_the_layers(with_network):
     assert torch.equal(nothing.states, run(with_network, batch.obs).states)
 
 
-def test_network_every_weight_gets_a_gradient_and_no_gpu_would_wait(with_network):
+def test_network_every_weight_gets_a_gradient_and_nothing_is_read_back(with_network):
     batch = with_network.instances("train")
     stir(with_network.network)
     with Transfers() as transfers:

@@ -11,9 +11,9 @@ from sdunroll.checks import InvalidValue
 from sdunroll.primal_dual import Ascent, NotFinite, PrimalDual, ProportionalIntegral
 
 
-def make(dual, start=(2.0, -1.0), lr=0.05, constraints=2, **settings):
+def make(dual, start=(2.0, -1.0), lr=0.05, constraints=2, fused=False, **settings):
     weight = torch.nn.Parameter(torch.tensor(start, dtype=torch.float64))
-    optimizer = torch.optim.SGD([weight], lr=lr)
+    optimizer = torch.optim.SGD([weight], lr=lr, fused=fused)
     method = PrimalDual(
         parameters=[("weight", weight)],
         optimizer=optimizer,
@@ -208,7 +208,7 @@ def test_where_nobody_waits_a_broken_step_changes_nothing(place):
 def test_clipping_where_nobody_waits():
     found = []
     for waits in (True, False):
-        weight, method = make(Ascent(rate=1.0), lr=1.0, clip_norm=0.5)
+        weight, method = make(Ascent(rate=1.0), lr=1.0, clip_norm=0.5, fused=True)
         method.waits = waits
         for _ in range(20):  # at the end, there is nothing to clip
             method.primal_step(loss_of(weight), slack_of(weight))

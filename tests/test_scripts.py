@@ -1,5 +1,6 @@
 """How the reproduce scripts run their commands."""
 
+import json
 import os
 import signal
 import subprocess
@@ -50,3 +51,35 @@ def test_a_command_ends_in_good_order_with_the_script(tmp_path, number, status):
         assert errors == "interrupted; the same command goes on from here\n"
     wait_for(lambda: not (run / "train.lock").exists())
     assert "interrupted in epoch" in (run / "train.log").read_text()
+
+
+GROUPED = """
+import json, sys
+from pathlib import Path
+import studies
+levels = {
+    "layer_noise": "[0,0.5,1,2,5]", "input_noise": "[0,1]", "adversarial": "[0,0.1,0.2,0.4,0.8]",
+    "initial": "[0,1]", "mask_size": "[8,10,12,14,16]", "snr": "[10]",
+}
+job = studies.Job(studies.Study("name", []), 0, Path("run"), ["seed=0"], levels)
+calls = []
+studies._call_missing(job, calls.append)
+print(json.dumps(calls))
+"""
+
+
+def test_perturbations_share_a_process_where_their_levels_allow(tmp_path):
+    """Those that take their own levels, and those that take the same."""
+    (tmp_path / "run" / "perturb").mkdir(parents=True)
+    (tmp_path / "run" / "perturb" / "mask_size.json").touch()  # done before
+    done = subprocess.run(
+        [sys.executable, "-c", GROUPED], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == [
+        ["train", "seed=0", "hydra.run.dir=run"],
+        ["perturb", "-m", "run=run", "perturbation=layer_noise,adversarial"],
+        ["perturb", "-m", "run=run", "perturbation=input_noise,initial", "levels=[0,1]"],
+        ["perturb", "run=run", "perturbation=snr", "levels=[10]"],
+        ["eval", "run=run"],
+    ]

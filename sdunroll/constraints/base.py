@@ -180,7 +180,7 @@ class DescentConstraint(ABC):
         for layer, (own, received, returned) in enumerate(triples):
             if detach:
                 cut = received.detach()
-                # a choice of values, not of ways: a GPU need not wait for it
+                # not by if, for which the host would wait for a GPU
                 received = cut if attached is None else torch.where(attached, received, cut)
             measured = self._measure(own, torch.stack([received, returned]), batch)  # (P, 2, B)
             keep = self._keep(measured)[layer % len(self.epsilon)]

@@ -47,10 +47,10 @@ class Mix(Invertible):
         self.log_scale = nn.Parameter(torch.zeros(channels))
 
     def forward(self, h: Tensor) -> Tensor:
-        return mixed([self], inverse=False)[0](h)
+        return mix_matrices([self], inverse=False)[0](h)
 
     def inverse(self, h: Tensor) -> Tensor:
-        return mixed([self], inverse=True)[0].inverse(h)
+        return mix_matrices([self], inverse=True)[0].inverse(h)
 
     def log_det(self, h: Tensor) -> Tensor:
         """log |det d forward(h) / d h|, (B,)."""
@@ -66,7 +66,7 @@ class Mix(Invertible):
         self.log_scale.copy_(-torch.where(constant, 1.0, std).log())
 
 
-class Mixed(Invertible):
+class MixMatrices(Invertible):
     """W h + c and its inverse, of matrices that are given.
 
     Args:
@@ -88,7 +88,7 @@ class Mixed(Invertible):
         return self.back if inverse else self.there
 
 
-def mixed(mixes: Sequence[Mix], *, inverse: bool) -> list[Mixed]:
+def mix_matrices(mixes: Sequence[Mix], *, inverse: bool) -> list[MixMatrices]:
     """The maps of K mixes of as many channels, whose matrices are made together: a handful of
     operations rather than K times as many. The backward pass makes them again, rather than keep all of
     their making.
@@ -96,13 +96,13 @@ def mixed(mixes: Sequence[Mix], *, inverse: bool) -> list[Mixed]:
     Args:
         inverse: whether gradients are to pass the inverses rather than the maps themselves.
     """
-    made = checkpoint(_matrices, mixes, inverse, use_reentrant=False, preserve_rng_state=False)
+    made = checkpoint(_make_matrices, mixes, inverse, use_reentrant=False, preserve_rng_state=False)
     each = (values.unbind() for values in made)
-    return [Mixed(*values) for values in zip(*each, strict=True)]
+    return [MixMatrices(*values) for values in zip(*each, strict=True)]
 
 
-def _matrices(mixes: Sequence[Mix], inverse: bool) -> tuple[Tensor, ...]:
-    """What each of :class:`Mixed` takes, (K, C, C) and (K, C) in turns; made in float64, so that the
+def _make_matrices(mixes: Sequence[Mix], inverse: bool) -> tuple[Tensor, ...]:
+    """What each of :class:`MixMatrices` takes, (K, C, C) and (K, C) in turns; made in float64, so that the
     round trip stays at the rounding error of the activations."""
     lower, upper, log_diagonal, log_scale, bias, sign, permutation = (
         torch.stack([getattr(mix, name) for mix in mixes]).double()
@@ -245,7 +245,7 @@ class Glow(nn.Module):
     def _run(self, level: int, h: Tensor, *, inverse: bool, reversible: bool) -> Tensor:
         steps = list(self.levels[level])  # type: ignore[call-overload]
         maps: list[Invertible] = [*steps]
-        maps[::2] = mixed(steps[::2], inverse=inverse)
+        maps[::2] = mix_matrices(steps[::2], inverse=inverse)
         run = reversible_chain if reversible and torch.is_grad_enabled() else apply_chain
         return run(maps, h, inverse=inverse)
 

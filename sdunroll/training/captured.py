@@ -5,6 +5,7 @@ longer than most of them run. Reference: "CUDA Graphs",
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
 """
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -28,17 +29,20 @@ class Captured:
     Args:
         step: takes a batch; may neither wait for the GPU nor decide anything by its values.
         generators: those that it draws from.
+        stream: on which it is recorded.
 
     Errors: :class:`sdunroll.checks.UserError` for a step that cannot be recorded.
     """
 
-    def __init__(self, step: Step, generators: Sequence[torch.Generator]) -> None:
+    def __init__(
+        self, step: Step, generators: Sequence[torch.Generator], stream: torch.cuda.Stream
+    ) -> None:
         self.step = step
         self.generators = generators
-        self.stream = torch.cuda.Stream()
+        self.stream = stream
         self.pool = torch.cuda.graph_pool_handle()
         self.seen: Counter[tuple[torch.Size, ...]] = Counter()
-        self.recorded: dict[tuple[torch.Size, ...], Callable[[Batch], tuple[Tensor, ...]]] = {}
+        self.recorded: dict[tuple[torch.Size, ...], Step] = {}
 
     def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
         shapes = tuple(values.shape for values in batch)
@@ -57,19 +61,27 @@ class Captured:
         torch.cuda.current_stream().wait_stream(self.stream)
         return results
 
-    def _record(self, batch: Batch) -> Callable[[Batch], tuple[Tensor, ...]]:
+    def _record(self, batch: Batch) -> Step:
         inputs = Batch(*(values.clone() for values in batch))
         graph = torch.cuda.CUDAGraph()
         for generator in self.generators:
             graph.register_generator_state(generator)
+        gc.collect()  # a graph that is freed while another is recorded would break it
         try:
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            # the outer one is left whatever happens, torch.cuda.graph's own only after a success
+            with (
+                torch.cuda.stream(self.stream),
+                torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
+            ):
                 results = self.step(inputs)
         except RuntimeError as error:
+            first = _first_cause(error)
+            if isinstance(first, torch.OutOfMemoryError):
+                raise first from None
             raise checks.UserError(
                 "cuda_graph: expected a training step that a CUDA graph can hold, without .item(), "
                 "print or other values read back from the GPU, got one that failed to be recorded "
-                f"({str(error).splitlines()[0]}); take cuda_graph=false"
+                f"({str(first).splitlines()[0]}); take cuda_graph=false"
             ) from error
 
         def replay(batch: Batch) -> tuple[Tensor, ...]:
@@ -81,15 +93,23 @@ class Captured:
         return replay
 
 
+def _first_cause(error: BaseException) -> BaseException:
+    """What was raised first; the end of a recording that has failed raises an error of its own."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
 def make_capturable(optimizer: torch.optim.Optimizer, lr: Tensor) -> None:
     """Let ``optimizer`` take its step from ``lr``, () on the GPU, and keep its counters there.
 
-    Errors: one that cannot.
+    Errors: one that cannot, or that cannot leave out a step whose values are not finite.
     """
-    if "capturable" not in optimizer.defaults:
+    if not (optimizer.defaults.get("fused") and "capturable" in optimizer.defaults):
         raise checks.InvalidValue(
-            "cuda_graph: expected an optimizer that CUDA graphs can hold (capturable), such as "
-            f"torch.optim.Adam, got {type(optimizer).__name__}; take that or cuda_graph=false"
+            "cuda_graph: expected a fused and capturable optimizer, such as torch.optim.Adam with "
+            f"training.optimizer.fused=true, got {type(optimizer).__name__}; take that or "
+            "cuda_graph=false"
         )
     for group in optimizer.param_groups:
         group.update(lr=lr, capturable=True)

@@ -6,6 +6,7 @@ Legend: L layers, R rows of the constraint (L times its parts, mostly 1), K of t
 import math
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ from sdunroll.training.settings import TrainingSettings
 from sdunroll.training.start import prepare
 from sdunroll.training.steps import Steps
 from sdunroll.training.validation import Validation, validate
+
+CHECKED_EVERY = 100  # steps, for values that are not finite, where not each step is
 
 
 class Training:
@@ -200,7 +203,8 @@ class Training:
                 total_loss = total_loss + share * loss.double()
                 total_moments = total_moments + share * moments.double()
                 self.on_step()
-            self.steps.check(self.loader)
+                if (step + 1) % CHECKED_EVERY == 0 or step + 1 == len(self.loader):
+                    self.steps.check(islice(self.loader, CHECKED_EVERY), self.on_step)
         except NotFinite as error:
             raise NotFinite(self._stopped(str(error))) from error
         return float(total_loss), total_moments, lr

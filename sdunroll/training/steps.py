@@ -46,7 +46,11 @@ class Steps:
         self.rows = rows
         self.objective = objective
         self.captures = cuda_graph and rows.device.type == "cuda"
-        self.lr = torch.zeros((), device=rows.device)  # where recorded steps look for it
+        self.stream: torch.cuda.Stream | None = (
+            None  # one for all stages, as libraries keep memory by it
+        )
+        # where recorded steps look for it
+        self.lr = torch.zeros((), device=rows.device, dtype=torch.float32)
 
     def begin(self, stage: Stage) -> None:
         """Go on with ``stage`` and the optimizer that there is now."""
@@ -59,7 +63,8 @@ class Steps:
                     "cuda_graph=false"
                 )
             make_capturable(self.primal_dual.optimizer, self.lr)
-            self.step = Captured(self.take, self.forward.generators)
+            self.stream = self.stream or torch.cuda.Stream()
+            self.step = Captured(self.take, self.forward.generators, self.stream)
 
     def __call__(self, batch: Batch, lr: float) -> tuple[Tensor, ...]:
         """:meth:`take` a step of size ``lr``, or replay one."""
@@ -94,10 +99,11 @@ class Steps:
             self.primal_dual.dual_step(slack[self.rows])
         return loss.detach(), moments
 
-    def check(self, batches: Iterable[Batch]) -> None:
+    def check(self, batches: Iterable[Batch], on_step: Callable[[], object]) -> None:
         """Errors: :class:`NotFinite` if a step so far was broken, which a GPU does not tell at once.
 
-        Its weights are those of before that step: to find the place, steps on ``batches`` are looked at.
+        The weights are those of before that step: to find the place, steps on ``batches`` are looked at,
+        and ``on_step`` is called after each.
         """
         try:
             self.primal_dual.check()
@@ -105,4 +111,5 @@ class Steps:
             self.primal_dual.waits = True
             for batch in batches:
                 self.take(batch)
+                on_step()
             raise

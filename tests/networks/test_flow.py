@@ -3,7 +3,16 @@ import pytest
 import torch
 from torch import nn
 
-from sdunroll.networks.flow import Coupling, Glow, Mix, mixed, squeeze, unsqueeze
+from sdunroll.networks.flow import (
+    Coupling,
+    Glow,
+    Mix,
+    MixMatrices,
+    _make_matrices,
+    mix_matrices,
+    squeeze,
+    unsqueeze,
+)
 from sdunroll.networks.reversible import apply_chain, reversible_chain
 from sdunroll.randomness import generator
 
@@ -108,6 +117,18 @@ def test_actnorm_normalises_what_each_step_receives():
         assert torch.allclose(scaled.std((0, 2, 3), correction=0), torch.ones(1, dtype=h.dtype))
 
 
+def test_the_flow_is_its_steps_one_after_the_other():
+    flow, y = glow(levels=1), images()
+    h = squeeze(y)
+    for step in flow.levels[0]:
+        h = step(h)
+    (latent,) = flow(y)
+    torch.testing.assert_close(latent, h)
+    for step in reversed(flow.levels[0]):
+        h = step.inverse(h)
+    torch.testing.assert_close(unsqueeze(h), y)
+
+
 def test_actnorm_of_one_value_or_constant_channels_is_finite():
     flow = Glow(3, generator(0, "weights"), depth=1, levels=3, width=4)
     for y in (images(1, (8, 8), torch.float32), torch.full((2, 3, 8, 8), 0.5)):
@@ -127,7 +148,7 @@ def test_mixes_made_together_are_each_its_own():
     mixes = [stirred(Mix(6, generator(seed, "mix")), 0.2).double() for seed in range(3)]
     h = torch.randn(4, 6, 3, 5, generator=generator(0, "h"), dtype=torch.float64)
     for inverse in (False, True):
-        for mix, one in zip(mixes, mixed(mixes, inverse=inverse), strict=True):
+        for mix, one in zip(mixes, mix_matrices(mixes, inverse=inverse), strict=True):
             own, out = (each.inverse(h) if inverse else each(h) for each in (mix, one))
             torch.testing.assert_close(out, own)
             gradients = [
@@ -135,7 +156,12 @@ def test_mixes_made_together_are_each_its_own():
                 for each in (own, out)
             ]
             torch.testing.assert_close(*gradients)
-    for one in mixed(mixes, inverse=False):
+        # and as without making them again
+        kept = [MixMatrices(*one) for one in zip(*_make_matrices(mixes, inverse), strict=True)]
+        for one, plain in zip(mix_matrices(mixes, inverse=inverse), kept, strict=True):
+            own, out = (each.inverse(h) if inverse else each(h) for each in (one, plain))
+            torch.testing.assert_close(out, own, rtol=0, atol=0)
+    for one in mix_matrices(mixes, inverse=False):
         torch.testing.assert_close(one.inverse(one(h)), h)
         torch.testing.assert_close(one.back[0], torch.linalg.inv(one.there[0]))
 

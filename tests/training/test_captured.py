@@ -12,6 +12,8 @@ from sdunroll.checks import InvalidValue, UserError
 from sdunroll.distributed import Ranks
 from sdunroll.primal_dual import Ascent
 from sdunroll.training.captured import WARM_UP
+from sdunroll.training.steps import Steps
+from tests.conftest import TINY, reads_back
 from tests.training.test_loop import make, same
 
 
@@ -32,7 +34,7 @@ class Tape(TorchDispatchMode):
         self.generators.append(generator)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if reads_back(func, args):
             raise RuntimeError("operation not permitted when stream is capturing\nand more")
         kwargs = kwargs or {}
         for argument, value in zip(func._schema.arguments, args, strict=False):
@@ -61,8 +63,11 @@ class Tape(TorchDispatchMode):
 @contextmanager
 def recording(tape, *, pool, stream):
     states = [generator.get_state() for generator in tape.generators]
-    with tape:
-        yield
+    try:
+        with tape:
+            yield
+    except RuntimeError:  # as of CUDA: what went wrong first is told by the context alone
+        raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
     with torch.no_grad():
         tape.forget()
     for generator, state in zip(tape.generators, states, strict=True):
@@ -158,9 +163,43 @@ def test_a_step_that_reads_a_value_back_is_refused_in_one_line(taped):
     assert "\n" not in str(caught.value)
 
 
-def test_what_cannot_be_recorded_is_refused(taped):
-    with pytest.raises(InvalidValue, match=r"such as torch.optim.Adam, got SGD; take that or"):
-        taped(make(optimizer=torch.optim.SGD))
+def test_running_out_of_memory_is_not_taken_for_that(taped):
+    def too_much(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    training = taped(make())
+    layer, calls = training.network.layer, []
+
+    def full_when_recorded(*args):
+        calls.append(1)
+        return (layer if len(calls) <= 3 * WARM_UP else too_much)(*args)
+
+    training.network.layer = full_when_recorded
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        next(training.run())
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_what_cannot_be_recorded_is_refused(taped, optimizer):
+    match = rf"fused and capturable .*fused=true, got {optimizer.__name__}; take that or"
+    with pytest.raises(InvalidValue, match=match):
+        taped(make(optimizer=optimizer))
+
+
+def test_the_setting_arrives(sdunroll, monkeypatch):
+    arrived, init = [], Steps.__init__
+
+    def spy(self, **settings):
+        arrived.append(settings["cuda_graph"])
+        init(self, **settings)
+
+    monkeypatch.setattr(Steps, "__init__", spy)
+    run = sdunroll("train", *TINY, "cuda_graph=true", "training.stop_after=1").run
+    assert sdunroll("train", f"resume={run}", "training.stop_after=1").status == 0
+    assert sdunroll("train", f"resume={run}", "cuda_graph=false").status == 0
+    assert sdunroll("train", *TINY, "cuda_graph=true", "dry_run=true").status == 0
+    assert arrived == [True, True, False, True]
+    assert "cuda_graph: expected true or false" in sdunroll("train", "cuda_graph=1.5").err
 
 
 def test_a_processor_does_without():

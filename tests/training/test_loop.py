@@ -1,10 +1,8 @@
 import math
-from collections import Counter
 from functools import partial
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdunroll.checks import InvalidValue, UserError
 from sdunroll.constraints import Distance, GradientNorm, Objective
@@ -16,7 +14,7 @@ from sdunroll.primal_dual import Ascent, NotFinite, ProportionalIntegral
 from sdunroll.randomness import generator
 from sdunroll.training import Training, TrainingSettings, half_squared_distance
 from sdunroll.training.validation import Validation
-from tests.conftest import make_batch, make_problem
+from tests.conftest import Transfers, make_batch, make_problem
 
 PROBLEM = make_problem(dtype=torch.float32)
 TRAIN, VAL = make_batch(PROBLEM, 60, seed=1), make_batch(PROBLEM, 30, seed=2)
@@ -294,18 +292,31 @@ def test_where_nobody_waits_the_place_is_named_after_the_epoch():
 def test_where_nobody_waits_a_break_that_is_not_seen_again_ends_the_training_too():
     training = make()
     training.primal_dual.waits = False
-    step, calls = training.steps.take, []
+    take, calls, shown = training.steps.take, [], []
 
     def breaks_once(batch):
         calls.append(batch)
         if len(calls) == 2:
             batch = Batch(batch.obs * torch.nan, batch.target)
-        return step(batch)
+        return take(batch)
 
-    training.steps.step = breaks_once
+    training.steps.step = training.steps.take = breaks_once
     with pytest.raises(NotFinite, match="epoch 1: the Lagrangian or a gradient is not finite"):
-        next(training.run())
-    assert len(calls) == 4
+        next(training.run(lambda: shown.append(1)))
+    assert len(calls) == 4 + 4  # those of the epoch, and those in search of the place
+    assert len(shown) == len(calls)
+
+
+def test_a_long_epoch_is_looked_at_on_the_way(monkeypatch):
+    monkeypatch.setattr("sdunroll.training.loop.CHECKED_EVERY", 2)
+    training = make()
+    training.primal_dual.waits = False
+    taken = []
+    with torch.no_grad():
+        training.network.w1[1][0, 0] = torch.inf
+    with pytest.raises(NotFinite, match="layer 2 returned values that are not finite"):
+        next(training.run(lambda: taken.append(1)))
+    assert len(taken) == 2
 
 
 def test_a_gradient_that_is_not_finite_names_its_weight():
@@ -370,19 +381,6 @@ def test_fresh_instances_are_drawn_in_each_step():
     assert [len(batch.obs) for batch in seen] == [16, 16, 16, 12] * 2  # as many as TRAIN has
     obs = torch.cat([batch.obs for batch in seen])
     assert len(torch.unique(obs, dim=0)) == 120
-
-
-class Transfers(TorchDispatchMode):
-    """Counts what would make a GPU wait: numbers that are read back, lists that are made tensors."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.lift_fresh.default):
-            self.seen[str(func)] += 1
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("epsilon", [0.3, [0.3, 0.2, 0.1]])
