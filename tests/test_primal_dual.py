@@ -236,6 +236,22 @@ def test_goes_on_from_its_state():
     assert torch.equal(method.multipliers, other.multipliers)
 
 
+def test_a_kept_state_stays_and_ends_what_was_broken():
+    weight, method = make(Ascent(rate=1.0, every="batch"), fused=True)
+    method.waits = False
+    method.dual_step(torch.ones(2))
+    kept = method.state_dict()
+    method.dual_step(torch.ones(2))
+    assert kept["multipliers"].tolist() == kept["dual_state"].tolist() == [1, 1]
+    assert kept["smoothed"].tolist() == [1, 1]
+    method.primal_step(loss_of(weight) * torch.nan, slack_of(weight))
+    method.load_state_dict(kept)
+    method.check()
+    method.dual_step(torch.ones(2))
+    assert method.multipliers.tolist() == [2, 2]
+    assert kept["multipliers"].tolist() == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("kind", "settings", "name"),
     [

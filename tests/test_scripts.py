@@ -54,7 +54,7 @@ def test_a_command_ends_in_good_order_with_the_script(tmp_path, number, status):
 
 
 GROUPED = """
-import json, sys
+import json
 from pathlib import Path
 import studies
 levels = {

@@ -36,6 +36,7 @@ def build(
 ) -> tuple[Training, Experiment]:
     """The training that ``config`` describes; with ``state``, a checkpoint, as it was then."""
     constrained = boolean("constrained", config.constrained)
+    cuda_graph = boolean("cuda_graph", config.get("cuda_graph", False))
     order_seed, noise_seed = (part_seed(config, part) for part in ("order", "noise"))
     settings = instantiate(config, "training")
     dual = instantiate(config, "dual")
@@ -58,7 +59,7 @@ def build(
         draw=experiment.draw if settings.fresh else None,
         ranks=distributed.launched(),
         precision=config.get("precision", "fp32"),
-        cuda_graph=boolean("cuda_graph", config.get("cuda_graph", False)),
+        cuda_graph=cuda_graph,
     )
     if state is not None:
         training.load_state_dict(state)

@@ -27,7 +27,7 @@ from sdunroll.training.start import prepare
 from sdunroll.training.steps import Steps
 from sdunroll.training.validation import Validation, validate
 
-CHECKED_EVERY = 100  # steps, for values that are not finite, where not each step is
+CHECKED_EVERY = 100  # steps until values that are not finite show, where not each step is looked at
 
 
 class Training:
@@ -79,7 +79,6 @@ class Training:
             epochs=settings.epochs,
             shares_weights=network.shares_weights,
         )
-        self.stage = self.stages[0]
         self.primal_dual = PrimalDual(
             parameters=network.named_parameters(),
             optimizer=self._new_optimizer(),
@@ -109,10 +108,15 @@ class Training:
             objective=settings.objective,
             cuda_graph=cuda_graph,
         )
-        self.steps.begin(self.stage)
+        self.steps.begin(self.stages[0])
         self.epochs_done = 0
         self.best: tuple[int, float] | None = None  # (rank, validation loss): less is better
         self.best_epoch = 0
+
+    @property
+    def stage(self) -> Stage:
+        """The one under way."""
+        return self.steps.stage
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         return self.settings.optimizer(self.network.parameters(), lr=self.settings.lr)
@@ -179,9 +183,9 @@ class Training:
     def _next_stage(self) -> None:
         """Go on to the next stage: with a new optimizer, since the moments of the old one would go on
         moving the layers that are done; and best is what is best at the stage's layer."""
-        before, self.stage = self.stage, self._stage_at(self.epochs_done)
+        before = self.stage
         self.primal_dual.optimizer = self._new_optimizer()
-        self.steps.begin(self.stage)
+        self.steps.begin(self._stage_at(self.epochs_done))
         if self.stage.layer != before.layer:
             self.best = None
 
@@ -247,7 +251,7 @@ class Training:
         self.forward.load_state_dict(state)
         self.loader.generator.set_state(state["order_rng"])
         self.epochs_done = state["epochs_done"]
-        self.stage = self._stage_at(self.epochs_done - 1)  # the next begins with its first epoch
-        self.steps.begin(self.stage)
+        # the next begins with its first epoch
+        self.steps.begin(self._stage_at(self.epochs_done - 1))
         self.best = None if state["best"] is None else tuple(state["best"])
         self.best_epoch = state["best_epoch"]

@@ -46,9 +46,8 @@ class Steps:
         self.rows = rows
         self.objective = objective
         self.captures = cuda_graph and rows.device.type == "cuda"
-        self.stream: torch.cuda.Stream | None = (
-            None  # one for all stages, as libraries keep memory by it
-        )
+        # one for all stages, as libraries keep memory by it
+        self.stream: torch.cuda.Stream | None = None
         # where recorded steps look for it
         self.lr = torch.zeros((), device=rows.device, dtype=torch.float32)
 

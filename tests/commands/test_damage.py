@@ -107,7 +107,8 @@ def test_a_damaged_row_of_the_history_is_named_and_left_out(run, caplog):
 
 def test_a_setting_may_be_changed_on_purpose_if_it_leaves_the_run_what_it_is(sdunroll, run):
     path = run / "config.yaml"
-    lines = path.read_text().replace("threads: null", "threads: 1").splitlines()
+    text = path.read_text().replace("cuda_graph: false", "cuda_graph: true")
+    lines = text.replace("threads: null", "threads: 1").splitlines()
     path.write_text("\n".join(lines))
     assert "remove its last line" in error_of(sdunroll("eval", f"run={run}"))
     path.write_text("\n".join(lines[:-1]))

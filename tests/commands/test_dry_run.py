@@ -42,6 +42,12 @@ def test_every_problem_and_schedule(sdunroll, problem):
     assert not list(Path().iterdir())
 
 
+def test_it_tries_the_precision_that_is_asked_for(sdunroll):
+    outcome = sdunroll("train", *TINY_OF["glow_prox"], "precision=bf16", "dry_run=true")
+    assert outcome.status == 1
+    assert "precision: expected fp32 for layers that invert a map" in outcome.err
+
+
 def test_more_epochs_take_longer(sdunroll):
     table = rows(sdunroll("train", *TINY, "training.epochs=10000000", "dry_run=true"))
     step = float(table["time per step"].split()[0]) / 1000

@@ -226,7 +226,14 @@ def test_the_name_of_a_job_is_what_it_does():
     def name(*overrides):
         return resolvers.job_folder("all", 7, overrides)
 
-    here = ("launcher=local", "sweep=all", "retry=true", "threads=1", "device=cpu")
+    here = (
+        "launcher=local",
+        "sweep=all",
+        "retry=true",
+        "threads=1",
+        "device=cpu",
+        "cuda_graph=true",
+    )
     assert name("seed=0", "training.lr=1e-3", *here) == name("training.lr=1e-3", "seed=0")
     assert name("seed=0").startswith("seed-0-")
     assert len({name("seed=0"), name("seed=1"), name("data.seed=0"), name("seed=-0"), name()}) == 5
@@ -295,6 +302,9 @@ def test_settings_of_the_call_make_no_other_method():
     assert plain != named
     saved = {name: value for name, value in plain.items() if name not in OF_THE_CALL}
     assert method_key(plain) == method_key(named) == method_key(saved)
+    recorded = plain | {"cuda_graph": True}  # how it is computed makes no other method
+    before = {name: value for name, value in plain.items() if name != "cuda_graph"}
+    assert method_key(recorded) == method_key(before) == method_key(plain)
 
 
 @pytest.mark.parametrize(

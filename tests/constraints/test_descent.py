@@ -118,13 +118,16 @@ def test_a_perturbed_path_is_measured_from_what_each_layer_received():
         ({"spare": 0.2, "form": "difference"}, True),
     ],
 )
-def test_where_the_gradient_reaches_the_layer_before(settings, reaches):
-    """Whether the constraint of layer 3 sends a gradient to y_2, which layer 2 returned."""
+@pytest.mark.parametrize("own", [False, True])
+def test_where_the_gradient_reaches_the_layer_before(settings, reaches, own):
+    """Whether the constraint of layer 3 sends a gradient to y_2, which layer 2 returned; also where each
+    layer has an objective of its own."""
     problem = make_problem()
     batch = make_batch(problem)
     target = batch.target
     offsets = torch.tensor([4.0, 3.0, 2.0, 1.9], dtype=torch.float64).view(4, 1, 1)
-    path = Trajectory((target + offsets).requires_grad_())
+    problems = [problem] * 3 if own else None
+    path = Trajectory((target + offsets).requires_grad_(), problems=problems)
     constraint = Distance(epsilon=0.1, **settings)
     constraint.slack(problem, path, batch)[2].backward()
     reached = (path.states.grad.abs().sum((1, 2)) > 0).tolist()

@@ -166,6 +166,15 @@ def test_mixes_made_together_are_each_its_own():
         torch.testing.assert_close(one.back[0], torch.linalg.inv(one.there[0]))
 
 
+def test_matrices_of_mixes_are_rounded_once():
+    mix = stirred(Mix(48, generator(0, "mix")), 0.05)
+    (one,) = mix_matrices([mix], inverse=True)
+    (exact,) = mix_matrices([mix.double()], inverse=True)
+    for values, wide in zip(one.there + one.back, exact.there + exact.back, strict=True):
+        assert values.dtype == torch.float32
+        assert torch.equal(values, wide.float())
+
+
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("kind", ["mix", "coupling", "both"])
 def test_reversible_gradients_are_those_of_autograd(kind, inverse):
