@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -164,18 +165,23 @@ class Suite:
                 print(f"{state:8} {job.folder}")
             raise SystemExit(0)
         missing = [job for job, state in zip(jobs, states, strict=True) if state != "done"]
-        lengths = sum(job.study.length for job in missing)
-        minutes = lengths * self.scale.minutes / self.options.jobs
-        left = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes"
+        length = sum(job.study.length for job in missing)
+        left = _duration(length * self.scale.minutes / self.options.jobs)
         print(
             f"{len(jobs)} runs, {len(missing)} to do, about {left} on {self.scale.machine}",
             flush=True,
         )
+        bad, begun, finished = [], time.monotonic(), 0.0
         with ThreadPoolExecutor(self.options.jobs) as pool:
-            results = list(pool.map(lambda job: _make(job, self.call), jobs))
-        if not all(results):
-            bad = [job.folder for job, good in zip(jobs, results, strict=True) if not good]
-            raise SystemExit(f"not done: {', '.join(map(str, bad))}; see --status, then run again")
+            results = pool.map(lambda job: _make(job, self.call), missing)
+            for number, (job, good) in enumerate(zip(missing, results, strict=True), 1):
+                bad += [] if good else [str(job.folder)]
+                finished += job.study.length
+                took = (time.monotonic() - begun) / 60
+                left = _duration(took / finished * (length - finished))
+                print(f"{number} of {len(missing)} finished, about {left} left", flush=True)
+        if bad:
+            raise SystemExit(f"not done: {', '.join(bad)}; see --status, then run again")
 
     def finished(self, parts: Sequence[str]) -> dict[str, dict[int, Path]]:
         """The finished runs of ``parts``, by study and seed."""
@@ -198,6 +204,10 @@ class Suite:
         (self.results / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
         (self.results / f"{name}.md").write_text(table + "\n")
         print(table)
+
+
+def _duration(minutes: float) -> str:
+    return f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes"
 
 
 def _make(job: Job, call: Commands) -> bool:

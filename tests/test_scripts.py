@@ -53,6 +53,13 @@ def test_a_command_ends_in_good_order_with_the_script(tmp_path, number, status):
     assert "interrupted in epoch" in (run / "train.log").read_text()
 
 
+def run_beside_scripts(code, folder):
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
 GROUPED = """
 import json
 from pathlib import Path
@@ -72,10 +79,8 @@ def test_perturbations_share_a_process_where_their_levels_allow(tmp_path):
     """Those that take their own levels, and those that take the same."""
     (tmp_path / "run" / "perturb").mkdir(parents=True)
     (tmp_path / "run" / "perturb" / "mask_size.json").touch()  # done before
-    done = subprocess.run(
-        [sys.executable, "-c", GROUPED], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = run_beside_scripts(GROUPED, tmp_path)
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [
         ["train", "seed=0", "hydra.run.dir=run"],
         ["perturb", "-m", "run=run", "perturbation=layer_noise,adversarial"],
@@ -83,3 +88,25 @@ def test_perturbations_share_a_process_where_their_levels_allow(tmp_path):
         ["perturb", "run=run", "perturbation=snr", "levels=[10]"],
         ["eval", "run=run"],
     ]
+
+
+COUNTED = """
+import sys, studies
+sys.argv = ["name", "--jobs", "1"]
+studies._make = lambda job, call: job.seed != 1
+parts = {"all": [studies.Study("one", ["problem=lista"])]}
+scales = {"small": studies.Scale(["all"], [0, 1, 2], 4, "2 cores")}
+studies.Suite("name", parts, scales, "").run()
+"""
+
+
+def test_a_suite_says_how_far_it_is_and_goes_on_past_a_failure(tmp_path):
+    done = run_beside_scripts(COUNTED, tmp_path)
+    assert done.stdout.splitlines() == [
+        "3 runs, 3 to do, about 12 minutes on 2 cores",
+        "1 of 3 finished, about 0 minutes left",
+        "2 of 3 finished, about 0 minutes left",
+        "3 of 3 finished, about 0 minutes left",
+    ]
+    assert done.stderr.startswith("not done: outputs/name/small/one_seed1_")
+    assert done.returncode == 1
