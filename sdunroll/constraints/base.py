@@ -127,9 +127,10 @@ class DescentConstraint(ABC):
         layers = range(1, num_layers + 1)
         return [f"{part}_{layer}".lstrip("_") for part in self.parts for layer in layers]
 
-    def _keep(self, like: Tensor, margin: float = 0.0) -> Tensor:
-        """1 - margin - epsilon, (1,) or (R,)."""
-        values = self.epsilon if len(self.epsilon) == 1 else self.epsilon * len(self.parts)
+    def _keep(self, like: Tensor, rows: int, margin: float = 0.0) -> Tensor:
+        """1 - margin - epsilon, (1,) or (R,), R ``rows`` of as many layers as were run."""
+        depth = rows // len(self.parts)
+        values = self.epsilon if len(self.epsilon) == 1 else self.epsilon[:depth] * len(self.parts)
         # filled where it is: a list that is copied to a GPU would make every step wait
         return 1 - margin - torch.cat([like.new_full((1,), value) for value in values])
 
@@ -159,7 +160,8 @@ class DescentConstraint(ABC):
         """The measure "before", (R, B), cut off from its graph as the settings say."""
         if not self.detach_previous:
             return before
-        spare = self._has_spare(before, after, self._keep(before), mean).view(len(self.parts), -1)
+        keep = self._keep(before, len(before))
+        spare = self._has_spare(before, after, keep, mean).view(len(self.parts), -1)
         # the first layer's input is no layer's output
         attached = torch.cat([torch.zeros_like(spare[:, :1]), spare[:, :-1]], 1).flatten()
         return torch.where(attached[:, None], before, before.detach())
@@ -175,6 +177,7 @@ class DescentConstraint(ABC):
         """
         assert path.problems is not None
         both: list[Tensor] = []
+        keep = self._keep(batch.target, len(path.problems) * len(self.parts))
         attached: Tensor | None = None  # the first layer's input is no layer's output
         triples = zip(path.problems, path.inputs, path.outputs, strict=True)
         for layer, (own, received, returned) in enumerate(triples):
@@ -183,9 +186,9 @@ class DescentConstraint(ABC):
                 # not by if, for which the host would wait for a GPU
                 received = cut if attached is None else torch.where(attached, received, cut)
             measured = self._measure(own, torch.stack([received, returned]), batch)  # (P, 2, B)
-            keep = self._keep(measured)[layer % len(self.epsilon)]
             if detach and self.spare is not None:
-                attached = self._has_spare(measured[:, 0], measured[:, 1], keep, mean).all()
+                enough = keep[layer % len(keep)]
+                attached = self._has_spare(measured[:, 0], measured[:, 1], enough, mean).all()
             both.append(measured)
         stacked = torch.stack(both, 2)  # (P, 2, L, B)
         return stacked[:, 0].flatten(0, 1), stacked[:, 1].flatten(0, 1)
@@ -228,7 +231,7 @@ class DescentConstraint(ABC):
         :data:`LARGEST_RATIO` times as large.
         """
         before, after = moments
-        keep = self._keep(before, margin)  # (1,) or (R,)
+        keep = self._keep(before, before.shape[-1], margin)  # (1,) or (R,)
         if self.form == "difference":
             return after - keep * before
         return after / _floor(before, after) - keep
@@ -236,7 +239,7 @@ class DescentConstraint(ABC):
     def slack_terms(self, pairs: Tensor, moments: Tensor) -> Tensor:
         """Each instance's part in the slack, (R, B), whose mean is the slack; for its spread."""
         before, after = pairs
-        keep = self._keep(before)[:, None]  # (1, 1) or (R, 1)
+        keep = self._keep(before, len(before))[:, None]  # (1, 1) or (R, 1)
         terms = after - keep * before
         if self.form == "difference":
             return terms

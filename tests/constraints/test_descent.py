@@ -50,6 +50,28 @@ def test_epsilon_by_layer_and_margin():
     assert torch.allclose(with_margin, torch.tensor([2 / 3 - 0.85, 1 / 2 - 0.65]))
 
 
+class TwoNorms(DescentConstraint):
+    parts = ("one", "two")
+
+    def measure(self, problem, y, batch):
+        return torch.stack([(y - batch.target).abs().sum(-1), distance(y, batch.target)])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_network_cut_short_takes_the_first_epsilons_of_each_part(own):
+    problem = make_problem()
+    batch = make_batch(problem)
+    path = path_of(problem, layers=2)
+    if own:
+        path = Trajectory(path.states, problems=[problem] * 2)
+    one, two, three = (
+        constraint.slack_of(constraint.moments(problem, path, batch))
+        for constraint in map(lambda eps: TwoNorms(epsilon=eps), (0.1, [0.1, 0.2], [0.1, 0.2, 0.3]))
+    )
+    assert torch.equal(three, two)
+    assert torch.allclose(three - one, torch.tensor([0, 0.1, 0, 0.1]).double())
+
+
 def test_staying_at_zero_counts_as_descent_and_leaving_it_does_not():
     constraint = Distance(epsilon=0.1)
     before = torch.zeros(2, 2)

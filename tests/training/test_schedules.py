@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sdunroll.checks import InvalidValue
+from sdunroll.constraints import Distance
 from sdunroll.training import half_squared_distance, stages
 from sdunroll.training.schedules import Stage
 from tests.training.test_loop import TRAIN, VAL, draw, make, same
@@ -142,6 +143,19 @@ def test_the_loss_is_that_of_the_stage_layer():
     assert epoch_loss == pytest.approx(expected.item(), rel=1e-5)
     assert distance > 0
     assert epoch.val_slack[1:] == pytest.approx([-0.7, -0.7])  # layers that are not run yet
+
+
+@pytest.mark.parametrize("schedule", ["joint", "layerwise", "incremental", "stagewise"])
+@pytest.mark.parametrize("constrained", [True, False])
+def test_one_epsilon_a_layer_is_as_one_for_all(schedule, constrained):
+    one, several = (
+        make(
+            constrained=constrained, stages=schedule, epochs=9, constraint=Distance(epsilon=epsilon)
+        )
+        for epsilon in (0.3, [0.3] * 3)
+    )
+    assert [epoch.slack for epoch in one.run()] == [epoch.slack for epoch in several.run()]
+    assert same(one.state_dict(), several.state_dict())
 
 
 def test_every_schedule_takes_as_many_steps():
