@@ -20,6 +20,7 @@ FREE = (
     "device",
     "threads",
     "cuda_graph",
+    "logger",
     "trust",
     "training.stop_after",
 )

@@ -154,7 +154,7 @@ def resumed(config: DictConfig) -> Run:
     given = list(overrides.task)
     if distributed.launched().rank == 0:  # the others' directory is not the user's to give
         given += [item for item in overrides.hydra if item.startswith("hydra.run.dir=")]
-    refused = [item for item in given if item.split("=")[0].lstrip("+~") not in RESUMABLE]
+    refused = [item for item in given if item.split("=")[0].lstrip("+") not in RESUMABLE]
     if refused:
         raise InvalidValue(
             f"resume: a run goes on as it was configured; beside resume, expected only "
@@ -183,7 +183,8 @@ def load(config: DictConfig, run: Run) -> tuple[Training, Experiment]:
 
 def setting(config: DictConfig, stored: DictConfig, name: str) -> Any:
     """What the call gives, or else what the run was configured with."""
-    given = any(item.startswith(f"{name}=") for item in HydraConfig.get().overrides.task)
+    overrides = HydraConfig.get().overrides.task
+    given = any(item.split("=")[0].lstrip("+") == name for item in overrides)
     return config[name] if given else stored.get(name, config[name])
 
 

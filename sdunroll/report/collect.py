@@ -19,7 +19,8 @@ from sdunroll.runs import Run, RunError
 
 # settings that do not make another method
 OWN = (
-    "seed", "seeds", "device", "threads", "cuda_graph", "resume", "trust", "sweep", "retry", "dry_run",
+    "seed", "seeds", "device", "threads", "cuda_graph", "logger", "resume", "trust", "sweep", "retry",
+    "dry_run",
 )  # fmt: skip
 # overrides that a method's name leaves out
 HIDDEN = (*OWN, "training.stop_after", "hydra", "launcher", "sweeper")
@@ -52,7 +53,9 @@ class Record:
         """The seed, and those of its parts that were set by themselves, as overrides: (key, value)."""
         seed = int(self.config["seed"])
         parts = self.config.get("seeds", {}).items()
-        own = sorted((f"seeds.{part}", int(value)) for part, value in parts if value != seed)
+        own = sorted(
+            (f"seeds.{part}", int(value)) for part, value in parts if value not in (None, seed)
+        )
         return ("seed", seed), *own
 
     @property

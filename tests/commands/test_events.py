@@ -59,7 +59,7 @@ def test_nothing_is_logged_unless_asked(sdunroll):
 
 def test_logging_can_begin_with_a_resume(sdunroll):
     run = sdunroll("train", *TINY, "training.stop_after=1").run
-    assert sdunroll("train", f"resume={run}", "logger=tensorboard").status == 0
+    assert sdunroll("train", f"resume={run}", "++logger=tensorboard").status == 0
     assert [event.step for event in read(run).Scalars("loss/train")] == [2]
 
 

@@ -171,6 +171,7 @@ def test_resume_refuses_changes_that_would_make_it_another_run(sdunroll):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     outcome = sdunroll("train", f"resume={run}", "constraint.epsilon=0.2")
     check(outcome, "resume", "got constraint.epsilon=0.2")
+    check(sdunroll("train", f"resume={run}", "~device"), "resume", "got ~device")
     after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     before.pop(run / "train.log", None), after.pop(run / "train.log", None)
     assert before == after

@@ -1,11 +1,12 @@
 """The parts of the seed, set one by one."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from sdunroll.report.collect import find, methods
+from sdunroll.report.collect import Record, find, methods
 from tests.conftest import TINY
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -32,6 +33,13 @@ def train(sdunroll):
         return outcome.run
 
     return call
+
+
+def test_a_report_names_the_parts_that_have_a_seed_of_their_own():
+    parts = {"weights": None, "order": 5, "noise": 1}  # null is the run's
+    assert Record(Path("run"), {"seed": 5, "seeds": parts}, {}).seeds == (
+        ("seed", 5), ("seeds.noise", 1),
+    )  # fmt: skip
 
 
 def test_the_parts_together_are_the_seed(train):

@@ -233,6 +233,7 @@ def test_the_name_of_a_job_is_what_it_does():
         "threads=1",
         "device=cpu",
         "cuda_graph=true",
+        "logger=tensorboard",
     )
     assert name("seed=0", "training.lr=1e-3", *here) == name("training.lr=1e-3", "seed=0")
     assert name("seed=0").startswith("seed-0-")
@@ -302,8 +303,9 @@ def test_settings_of_the_call_make_no_other_method():
     assert plain != named
     saved = {name: value for name, value in plain.items() if name not in OF_THE_CALL}
     assert method_key(plain) == method_key(named) == method_key(saved)
-    recorded = plain | {"cuda_graph": True}  # how it is computed makes no other method
-    before = {name: value for name, value in plain.items() if name != "cuda_graph"}
+    # neither does how it is computed or logged
+    recorded = plain | {"cuda_graph": True, "logger": "tensorboard"}
+    before = {name: value for name, value in plain.items() if name not in ("cuda_graph", "logger")}
     assert method_key(recorded) == method_key(before) == method_key(plain)
 
 

@@ -66,7 +66,7 @@ def test_a_network_cut_short_takes_the_first_epsilons_of_each_part(own):
         path = Trajectory(path.states, problems=[problem] * 2)
     one, two, three = (
         constraint.slack_of(constraint.moments(problem, path, batch))
-        for constraint in map(lambda eps: TwoNorms(epsilon=eps), (0.1, [0.1, 0.2], [0.1, 0.2, 0.3]))
+        for constraint in (TwoNorms(epsilon=eps) for eps in (0.1, [0.1, 0.2], [0.1, 0.2, 0.3]))
     )
     assert torch.equal(three, two)
     assert torch.allclose(three - one, torch.tensor([0, 0.1, 0, 0.1]).double())
