@@ -223,6 +223,21 @@ def test_a_process_that_dies_ends_the_training_which_goes_on_when_called_again(s
     assert left == {"alone", "both", "configs", "died", "mortal.py"}
 
 
+def test_what_is_left_after_the_last_epoch_the_first_process_does_alone(sdunroll, monkeypatch):
+    """The others have nothing to train and are gone."""
+    run = sdunroll("train", *TINY).run
+    (run / "summary.json").unlink()
+    store = HashStore()
+    monkeypatch.setattr(distributed, "notes", lambda: store)
+    monkeypatch.setattr(distributed, "connected", raises(AssertionError("waits for the others")))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        outcome = sdunroll("train", f"resume={run}")
+        assert outcome.status == 0, outcome.err
+    assert (run / "summary.json").exists()
+
+
 @pytest.mark.parametrize(
     "arguments", [["train", "-m", "seed=0,1"], ["eval", "run=here"], ["report", "runs=here"]]
 )

@@ -81,7 +81,8 @@ def _main(config: DictConfig, folder: Path, *, of_sweep: bool) -> Run:
         return run
     try:
         try:
-            _train(training, experiment, run, setting(config, run.config, "logger"))
+            if not training.finished():  # or else the other processes are gone
+                _train(training, experiment, run, setting(config, run.config, "logger"))
         finally:
             saving.add_cost(run, time.monotonic() - began)
         if training.finished():
