@@ -26,6 +26,7 @@ from sdunroll.randomness import generator
 from sdunroll.report import figures, tables
 from sdunroll.runs import Run
 
+COMPARED = 100  # test signals whose new observations are compared
 PICTURED = 100  # test pictures from which one is chosen to be shown
 
 
@@ -46,14 +47,12 @@ def main(config: DictConfig) -> None:
         count = _count(config.num_samples)
         device = set_up_torch(config)
         run, experiment = load_best(config.run, device, config.trust)
+        seed = seed_of(config, run)
+        seeds = Seeds(seed, *(part_seed(config, part, seed) for part in ("start", "disturbance")))
         other = None
         if config.against is not None:
             other = load_best(config.against, device, config.trust)
-        if other is not None:
-            targets_alone = disturbances[0].replaces_observations
-            _check_comparable(experiment, other[1], config.against, targets_alone)
-        seed = seed_of(config, run)
-        seeds = Seeds(seed, *(part_seed(config, part, seed) for part in ("start", "disturbance")))
+            _check_comparable(experiment, other[1], config.against, disturbances, seeds)
         perturb = partial(
             _perturb, disturbances=disturbances, count=count, seeds=seeds, delta=config.delta
         )
@@ -88,11 +87,25 @@ def main(config: DictConfig) -> None:
 
 
 def _check_comparable(
-    experiment: Experiment, other: Experiment, against: str, targets_alone: bool
+    experiment: Experiment,
+    other: Experiment,
+    against: str,
+    disturbances: list[Perturbation],
+    seeds: Seeds,
 ) -> None:
-    """Errors: runs whose test instances differ, so that their distances cannot be compared."""
-    pairs = list(zip(experiment.instances("test"), other.instances("test"), strict=True))
-    pairs = pairs[1:] if targets_alone else pairs
+    """Errors: runs whose test instances differ, so that their distances cannot be compared; where a
+    perturbation replaces the observations, by what a run's own settings still do to the new ones."""
+    obs, target = zip(experiment.instances("test"), other.instances("test"), strict=True)
+    pairs = [target, obs]
+    if disturbances[0].replaces_observations:
+        both = [one.source.signals("test")[:COMPARED] for one in (experiment, other)]
+        pairs = [target]
+        for disturbance in disturbances:
+            made = [
+                _disturbed(one, signals, disturbance, seeds)
+                for one, signals in zip((experiment, other), both, strict=True)
+            ]
+            pairs += zip(*made, strict=True)
     if not all(one.shape == two.shape and torch.equal(one, two) for one, two in pairs):
         raise checks.InvalidValue(
             f"against: expected a run on the same data and problem, got {against} with others"

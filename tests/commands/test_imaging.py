@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,6 +83,26 @@ def test_runs_on_other_masks_are_compared_on_the_same_one(trained, sdunroll):
     settings = ["perturbation=mask_moved", "perturbation.size=4", "levels=[0,1]"]
     moved = sdunroll("perturb", *arguments, *settings)
     assert moved.status == 0, moved.err
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_runs_whose_settings_make_the_new_observations_others_are_not_compared(trained, sdunroll):
+    def against(change, *settings):
+        name = change.split("=")[0]
+        if not Path(name).exists():
+            kept = [item for item in GLOW if item.split("=")[0] != name]
+            assert sdunroll("train", *kept, change, f"hydra.run.dir={name}").status == 0
+        return sdunroll("perturb", f"run={trained}", f"against={name}", *settings)
+
+    moved = ["perturbation=mask_moved", "levels=[0,1]"]
+    size = ["perturbation=mask_size", "levels=[2]"]
+    for outcome in (against("operator.size=3", *moved), against("operator.noise=0.1", *size)):
+        assert outcome.status == 1
+        assert "against: expected a run on the same data" in outcome.err
+    assert not list((trained / "perturb").glob("*.json"))
+    alike = against("operator.size=3", *moved, "perturbation.size=3")
+    assert alike.status == 0, alike.err
+    assert against("operator.size=3", *size).status == 0
 
 
 def test_resume_goes_on_bit_for_bit_and_remembers_the_actnorm(sdunroll):
