@@ -133,7 +133,7 @@ FIGURES = (
 
 
 def _overview(methods: Sequence[Method]) -> Table:
-    """The methods and, below them, the classical solvers on the same instances."""
+    """The methods and, below them, the classical solvers on the same instances, or the first of them."""
     solvers = _solvers(methods)
     nothing: list[Cell | None] = [None] * len(solvers)
     seeds: list[Cell | None] = [Cell(len(method.records), None, 1) for method in methods]
@@ -157,8 +157,18 @@ def _overview(methods: Sequence[Method]) -> Table:
             cells.append(Cell.of(sorted(values)))
         columns.append(Column(title, cells, digits, better))
     rows = [method.name for method in methods] + [text for _, _, text in solvers]
-    caption = "The test split, undisturbed, after the last layer."
+    caption = f"The test split, undisturbed, after the last layer{_shortened(methods)}."
     return Table("methods", caption, rows, [column for column in columns if any(column.cells)])
+
+
+def _shortened(methods: Sequence[Method]) -> str:
+    """How many instances the solvers were run on, where those are fewer than the networks'."""
+    for method in methods:
+        every = max(method.values("metrics", "num_samples"), default=0)
+        count = min(method.values("metrics", "baseline_samples"), default=every)
+        if count < every:
+            return f"; solvers on the first {count:,.0f} of its {every:,.0f} instances"
+    return ""
 
 
 def _share(values: Sequence[float]) -> Cell | None:

@@ -119,7 +119,16 @@ class Training:
         return self.steps.stage
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        return self.settings.optimizer(self.network.parameters(), lr=self.settings.lr)
+        optimizer = self.settings.optimizer(self.network.parameters(), lr=self.settings.lr)
+        decays = [
+            group["weight_decay"] for group in optimizer.param_groups if "weight_decay" in group
+        ]
+        if self.settings.stages != "joint" and any(decays):
+            raise checks.InvalidValue(
+                "training.optimizer.weight_decay: expected 0 where layers are trained one after another, "
+                f"since it moves those at rest too, got {max(decays)}; take 0 or training=end_to_end"
+            )
+        return optimizer
 
     def run(self, on_step: Callable[[], object] = lambda: None) -> Iterator[Epoch]:
         """Train epoch by epoch, until the end, ``stop_after`` or the loss of patience.

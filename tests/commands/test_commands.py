@@ -5,11 +5,14 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 
+from sdunroll import metrics
 from sdunroll.commands.assemble import load_best
 from sdunroll.randomness import generator
+from sdunroll.report import figures
 from sdunroll.training import Training
 from tests.conftest import TINY
 
@@ -101,6 +104,28 @@ def test_eval(trained, sdunroll):
     assert [float(line.split()[1]) for line in table] == pytest.approx(
         [row["distance"]["mean"] for row in result["layers"]], rel=1e-3
     )
+
+
+def test_the_pictured_instances_start_where_they_were_measured_from(trained, sdunroll, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        figures, "images", lambda columns, path, labels, **_: drawn.update(columns, labels=labels)
+    )
+    monkeypatch.setattr("sdunroll.commands.eval.BASELINE_SAMPLES", 40)
+    outcome = sdunroll("eval", f"run={trained}")
+    assert outcome.status == 0, outcome.err
+    _, one = load_best(trained, torch.device("cpu"), [])
+    test = one.instances("test")
+    found = metrics.evaluate(one.network, one.problem, one.constraint, test, seed=0)
+    distances = found.states["distance"][-1]
+    worst = int(distances.argmax())
+    start = one.network.initial(test.obs, generator(0, "evaluation/start"))[worst]
+    assert drawn["labels"][0] == f"error {float(distances[worst]):.2f}"
+    np.testing.assert_allclose(
+        drawn["start"][0].ravel(), one.problem.reconstruct(start).numpy(), atol=1e-6
+    )
+    assert "solvers: on the first 40 of 48 instances" in outcome.out
+    assert read(trained / "eval" / "metrics.json")["baseline_samples"] == 40
 
 
 def test_eval_is_the_same_twice(trained, sdunroll):

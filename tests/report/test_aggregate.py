@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,18 @@ def test_problems_of_the_same_code_are_told_apart_by_what_differs():
         ("sparse coding, photos, problem.alpha 0.2", 2),
         ("sparse coding, photos, data.crops.root x, problem.alpha 0.2", 1),
     ]
+
+
+@pytest.mark.parametrize(("count", "end"), [(2000, "layer; solvers on the first 2,000 of its 10,000 "
+                                            "instances."), (10000, "layer.")])  # fmt: skip
+def test_a_table_says_that_solvers_had_fewer_instances(count, end):
+    method = a_method(0.1)
+    figures = {"iterations": 2, "distance": {"mean": 2.0}}
+    evaluated = {"num_samples": 10000, "baseline_samples": count, "baselines": {"ista": figures}}
+    record = replace(method.records[0], metrics=evaluated | {"layers": [{}, {}]})
+    found = tables([replace(method, records=[record])])[0]
+    assert found.rows == ["alpha 0.1", "ISTA, 2 iterations"]
+    assert found.caption.endswith(end)
 
 
 def test_the_names_of_their_files_are_not_too_long():

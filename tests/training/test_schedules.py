@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -143,6 +144,14 @@ def test_the_loss_is_that_of_the_stage_layer():
     assert epoch_loss == pytest.approx(expected.item(), rel=1e-5)
     assert distance > 0
     assert epoch.val_slack[1:] == pytest.approx([-0.7, -0.7])  # layers that are not run yet
+
+
+def test_weight_decay_which_would_move_layers_at_rest_is_for_joint_training():
+    decaying = partial(torch.optim.AdamW, weight_decay=0.1)
+    for schedule in ("layerwise", "incremental", "stagewise"):
+        with pytest.raises(InvalidValue, match=r"weight_decay: expected 0 .* got 0.1"):
+            make(stages=schedule, epochs=9, optimizer=decaying)
+    assert len(list(make(optimizer=decaying).run())) == 4
 
 
 @pytest.mark.parametrize("schedule", ["joint", "layerwise", "incremental", "stagewise"])
