@@ -6,9 +6,14 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from sdunroll.allocator import give_back_freed_memory
 
 PACKAGES = ("sdunroll", "torch", "numpy", "hydra-core", "omegaconf", "scikit-image", "matplotlib")
 
@@ -29,7 +34,23 @@ def collect_provenance(
         "seed": seed,
         "wall_seconds": None,
         "peak_memory_bytes": None,
+        "peak_gpu_memory_bytes": None,
     }
+
+
+def forget_peak_memory() -> None:
+    """Count the peaks from here on: jobs of a sweep may follow each other in one process. Systems other
+    than Linux remember the largest of them."""
+    give_back_freed_memory()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_gpu_memory_bytes() -> int | None:
+    """The most memory that tensors have held on the GPU, in bytes; None without one."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
 
 
 def peak_memory_bytes() -> int:

@@ -1,8 +1,10 @@
 """Where a run was made: in a checkout, from a wheel, without git."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
+import torch
 
 from sdunroll import provenance
 
@@ -33,6 +35,26 @@ def test_installed_inside_the_repository_of_somebody_else(checkout):
     package.mkdir()
     (package / "runs.py").write_text("")
     assert provenance._git_state(package) is None
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="Linux forgets its peak alone"
+)
+def test_the_peak_of_memory_is_counted_anew_for_each_run():
+    block = bytearray(300 * 2**20)
+    assert len(block) > 0
+    del block
+    before = provenance.peak_memory_bytes()
+    provenance.forget_peak_memory()
+    assert provenance.peak_memory_bytes() < before - 200 * 2**20
+
+
+def test_the_peak_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert provenance.peak_gpu_memory_bytes() is None
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 5)
+    assert provenance.peak_gpu_memory_bytes() == 5
 
 
 def test_no_repository(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sdunroll import checks, metrics
 from sdunroll.commands.assemble import (
@@ -58,6 +58,7 @@ def main(config: DictConfig) -> None:
         )
         result = {
             "perturbation": name,
+            "settings": OmegaConf.to_container(config.perturbation, resolve=True),
             "label": _label(run),
             "notice": experiment.source.notice,
             "first_layer": experiment.constraint.first_layer,

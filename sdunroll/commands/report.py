@@ -9,8 +9,9 @@ from omegaconf import DictConfig, ListConfig
 from sdunroll import checks
 from sdunroll.cache import write_atomically
 from sdunroll.lock import held
-from sdunroll.report import aggregate, collect, curves
-from sdunroll.report.collect import Method, Record
+from sdunroll.report import aggregate, collect, curves, grouping
+from sdunroll.report.collect import Record
+from sdunroll.report.grouping import Method
 from sdunroll.report.page import page
 from sdunroll.report.writers import WRITERS, markdown
 
@@ -20,10 +21,10 @@ log = logging.getLogger(__name__)
 def main(config: DictConfig) -> None:
     """Gather the runs at and below ``config.runs`` and write a report directory."""
     records = collect.find(_patterns(config.runs))
+    methods = grouping.methods(records)
     for record in records:
         for note in record.notes:
             log.warning("%s: %s", record.folder, note)
-    methods = collect.methods(records)
     if not methods:
         raise checks.UserError(
             f"runs: expected at least one finished run, got {len(records)} that are not; wait for "

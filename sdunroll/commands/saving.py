@@ -12,7 +12,7 @@ from sdunroll.cache import WriteError
 from sdunroll.checks import UserError
 from sdunroll.commands.assemble import Experiment
 from sdunroll.primal_dual import stalled
-from sdunroll.provenance import peak_memory_bytes
+from sdunroll.provenance import peak_gpu_memory_bytes, peak_memory_bytes
 from sdunroll.runs import Run, resumption
 from sdunroll.training import Epoch, Training
 
@@ -54,8 +54,12 @@ def add_cost(run: Run, seconds: float) -> None:
     """Add this session's time and memory to the provenance."""
     provenance = run.provenance
     provenance["wall_seconds"] = (provenance["wall_seconds"] or 0.0) + seconds
-    peak = max(provenance["peak_memory_bytes"] or 0, peak_memory_bytes())
-    provenance["peak_memory_bytes"] = peak
+    for name, peak in (
+        ("peak_memory_bytes", peak_memory_bytes()),
+        ("peak_gpu_memory_bytes", peak_gpu_memory_bytes()),
+    ):
+        if peak is not None:
+            provenance[name] = max(provenance.get(name) or 0, peak)
     with suppress(UserError):  # on a full disk, the error on its way says more
         run.write_json("provenance.json", provenance)
 

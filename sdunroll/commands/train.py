@@ -22,6 +22,7 @@ from sdunroll.commands.dry_run import dry_run
 from sdunroll.commands.opening import begin, build, go_on, load, resolved_config, resumed, setting
 from sdunroll.interrupt import deferred
 from sdunroll.lock import held
+from sdunroll.provenance import forget_peak_memory
 from sdunroll.runs import Run, resumption
 from sdunroll.training import Training
 
@@ -65,6 +66,7 @@ def main(config: DictConfig) -> float | None:
 
 def _main(config: DictConfig, folder: Path, *, of_sweep: bool) -> Run:
     began = time.monotonic()
+    forget_peak_memory()
     run = None
     if config.resume is not None:
         run = resumed(config)

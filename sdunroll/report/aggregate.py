@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from scipy import stats
 
-from sdunroll.report.collect import Method, Record, blocks
+from sdunroll.report.collect import Record
+from sdunroll.report.grouping import Method, blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,9 +278,14 @@ def _cost(methods: Sequence[Method]) -> Table:
         ("best epoch", ("summary", "best_epoch"), 0, None),
     ]
     columns = _columns(methods, wanted)
-    peaks = [method.values("provenance", "peak_memory_bytes") for method in methods]
-    cells = [Cell.of([value / 2**20 for value in values]) for values in peaks]
-    columns.insert(1, Column("peak memory (MiB)", cells, 0, "low"))
+    for title, name in (
+        ("peak memory of the GPU (MiB)", "peak_gpu_memory_bytes"),
+        ("peak memory (MiB)", "peak_memory_bytes"),
+    ):
+        peaks = [method.values("provenance", name) for method in methods]
+        cells = [Cell.of([value / 2**20 for value in values]) for values in peaks]
+        if any(cells):
+            columns.insert(1, Column(title, cells, 0, "low"))
     columns += _inference(methods)
     caption = (
         "What training cost, data preparation included, and inference, on the machines of the "

@@ -1,7 +1,4 @@
-"""Runs found on disk, gathered by setting: what a report is made of.
-
-Runs whose configurations agree but for the seeds, the device, threads and paths are one method.
-"""
+"""Runs found on disk, with what was saved of them: what a report is made of."""
 
 import hashlib
 import json
@@ -22,6 +19,8 @@ OWN = (
     "seed", "seeds", "device", "threads", "cuda_graph", "logger", "resume", "trust", "sweep", "retry",
     "dry_run",
 )  # fmt: skip
+# data that a checksum makes the same wherever they lie
+ANYWHERE = ("sdunroll.data.Cifar10",)
 # overrides that a method's name leaves out
 HIDDEN = (*OWN, "training.stop_after", "hydra", "launcher", "sweeper")
 SIGNS = ("config.yaml", failed.NAME, "train.lock")  # of a run: saved, failed before, or just begun
@@ -66,56 +65,10 @@ class Record:
 
     @property
     def key(self) -> str:
-        """The hash of all that makes the method."""
-        return method_key(self.config)
-
-
-@dataclass(frozen=True)
-class Method:
-    """Runs of one setting, a seed each.
-
-    Attributes:
-        name: the overrides that tell it from the others; without any, "constrained" or "standard".
-        records: its finished runs, by their seeds.
-    """
-
-    name: str
-    records: list[Record]
-
-    def values(self, *path: str | int) -> list[float]:
-        """A figure of each run: what stands at ``path`` in its files, of the runs that have it."""
-        found = []
-        for record in self.records:
-            value: Any = {
-                "summary": record.summary,
-                "metrics": record.metrics,
-                "provenance": record.provenance,
-                "cost": record.cost,
-            }
-            for part in path:
-                if isinstance(value, dict):
-                    value = value.get(part)
-                elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-                    value = value[part]
-                else:
-                    value = None
-            if value is not None:
-                found.append(float(value["mean"] if isinstance(value, dict) else value))
-        return found
-
-    def levels(self, perturbation: str) -> list[float]:
-        """The levels of a perturbation that some run was disturbed at."""
-        found = [record.perturbations.get(perturbation, {}) for record in self.records]
-        return sorted({row["level"] for result in found for row in result.get("levels", [])})
-
-    def at_level(self, perturbation: str, level: float, name: str) -> list[float]:
-        """A figure of each run at one level of a perturbation, of the runs that have it."""
-        rows = [
-            row
-            for record in self.records
-            for row in record.perturbations.get(perturbation, {}).get("levels", [])
-        ]
-        return [float(row[name]) for row in rows if row["level"] == level and name in row]
+        """The hash of all that makes the method, the folder of its data with it."""
+        root = data_settings(self.config).get("root")
+        key = method_key(self.config)
+        return key if root is None else hashlib.sha256(f"{key} {root}".encode()).hexdigest()
 
 
 def method_key(config: Mapping[str, Any]) -> str:
@@ -124,6 +77,14 @@ def method_key(config: Mapping[str, Any]) -> str:
     kept["training"] = {**kept["training"], "stop_after": None}
     kept["data"] = {name: value for name, value in kept["data"].items() if name != "root"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def data_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides what the data are."""
+    settings = dict(config.get("data") or {})
+    if settings.get("_target_") in ANYWHERE:
+        settings.pop("root", None)
+    return settings
 
 
 def _is_hidden(override: str) -> bool:
@@ -221,67 +182,3 @@ def _read(folder: Path) -> Record | None:
         folder, {str(name): value for name, value in config.items()}, run.provenance, summary,
         metrics, cost, perturbations, notes,
     )  # fmt: skip
-
-
-def methods(records: Sequence[Record]) -> list[Method]:
-    """The finished runs by method, in the order of their names."""
-    groups: dict[str, dict[tuple[tuple[str, int], ...], Record]] = {}
-    for record in records:
-        if record.summary is not None:
-            groups.setdefault(record.key, {})[record.seeds] = record  # of doubles, the last
-    first = {key: next(iter(group.values())) for key, group in groups.items()}
-    common = set.intersection(*(set(one.overrides) for one in first.values())) if first else set()
-    names = {
-        key: " ".join(item for item in one.overrides if item not in common)
-        or ("constrained" if one.config["constrained"] else "standard")
-        for key, one in first.items()
-    }
-    twice = {name for name in names.values() if list(names.values()).count(name) > 1}
-    return sorted(
-        (
-            Method(
-                f"{names[key]} ({key[:6]})" if names[key] in twice else names[key],
-                [group[seeds] for seeds in sorted(group)],
-            )
-            for key, group in groups.items()
-        ),
-        key=lambda method: method.name,
-    )
-
-
-def blocks(methods: Sequence[Method]) -> list[tuple[str, list[Method]]]:
-    """The methods apart by what they solve: a title and those with one problem, data and operator,
-    whose figures can be compared. Of those with the same code the title says what differs."""
-    groups: dict[str, list[Method]] = {}
-    for method in methods:
-        config = method.records[0].config
-        what = {name: config.get(name) for name in ("problem", "data", "operator")}
-        groups.setdefault(json.dumps(what, sort_keys=True), []).append(method)
-    titles = [_title(group[0].records[0].config) for group in groups.values()]
-    settings = [dict(_flat(json.loads(what))) for what in groups]
-    found = []
-    for title, own, group in zip(titles, settings, groups.values(), strict=True):
-        peers = [other for one, other in zip(titles, settings, strict=True) if one == title]
-        differs = [
-            f"{name} {value}"
-            for name, value in own.items()
-            if any(other.get(name) != value for other in peers)
-        ]
-        found.append((", ".join([title, *differs]), group))
-    return found
-
-
-def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """The settings of nested mappings by their dotted names."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
-
-
-def _title(config: Mapping[str, Any]) -> str:
-    """What is solved on which data, by the names of their code: "sparse coding, photos"."""
-    parts = [config[name] for name in ("problem", "operator", "data") if config.get(name)]
-    names = [str(part.get("_target_", "")).rsplit(".", 1)[-1] for part in parts]
-    return ", ".join(name.replace("_", " ").lower() for name in names)

@@ -10,7 +10,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from sdunroll.report.aggregate import Table
-from sdunroll.report.collect import Method, Record
+from sdunroll.report.collect import Record
+from sdunroll.report.grouping import Method
 from sdunroll.report.writers import interval_note, shown
 
 STYLE = """

@@ -56,6 +56,7 @@ def test_train_leaves_a_run_directory(trained):
     assert provenance["seed"] == 0
     assert provenance["wall_seconds"] > 0
     assert provenance["peak_memory_bytes"] > 10**6
+    assert (provenance["peak_gpu_memory_bytes"] is None) == (provenance["device"] == "cpu")
     assert provenance["overrides"] == TINY
     for name in ("best", "last"):
         state = torch.load(trained / "checkpoints" / f"{name}.pt", weights_only=True)
@@ -166,6 +167,7 @@ def test_perturb(trained, sdunroll):
     assert outcome.status == 0, outcome.err
     result = read(trained / "perturb" / "layer_noise.json")
     assert result["perturbation"] == "layer_noise"
+    assert result["settings"]["mode"] == "relative"
     assert result["epoch"] in (1, 2)
     zero, one = result["levels"]
     assert set(zero) >= {

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdunroll.report.collect import Record, find, methods
+from sdunroll.report.collect import Record, find
+from sdunroll.report.grouping import methods
 from tests.conftest import TINY
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -6,7 +6,8 @@ import pytest
 from scipy import stats
 
 from sdunroll.report.aggregate import Cell, Column, Table, tables
-from sdunroll.report.collect import Method, Record, blocks
+from sdunroll.report.collect import Record
+from sdunroll.report.grouping import Method, blocks
 from sdunroll.report.writers import comma_separated, latex, markdown
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from sdunroll.report.aggregate import Cell, Column, Table
-from sdunroll.report.collect import Method, Record
+from sdunroll.report.collect import Record
+from sdunroll.report.grouping import Method
 from sdunroll.report.page import page
 
 CHROMIUM = next(
