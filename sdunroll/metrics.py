@@ -14,7 +14,7 @@ from torch import Tensor
 from sdunroll import checks
 from sdunroll.constraints import DescentConstraint, distance, norm
 from sdunroll.data import Batch
-from sdunroll.networks import UnrolledNetwork
+from sdunroll.networks import Trajectory, UnrolledNetwork
 from sdunroll.perturbations import Perturbation
 from sdunroll.problems import Problem
 from sdunroll.randomness import generator
@@ -35,6 +35,9 @@ class LayerFigures:
             R = L times its parts.
         health: the worst of each of :meth:`UnrolledNetwork.health`.
         ratios: numerators and denominators of :meth:`Problem.ratios` at every state, (2, L + 1, N).
+
+    Of the last state alone, states and ratios have one row, but for the gradient norm, for the theory: it
+    has all where all layers descend on one objective, and is left out otherwise.
     """
 
     states: dict[str, Tensor]
@@ -45,13 +48,19 @@ class LayerFigures:
 
 
 def state_figures(
-    problem: Problem, states: Tensor, batch: Batch, problems: Sequence[Problem] | None = None
+    problem: Problem,
+    states: Tensor,
+    batch: Batch,
+    problems: Sequence[Problem] | None = None,
+    *,
+    gradient: bool = True,
 ) -> dict[str, Tensor]:
     """The figures of :attr:`LayerFigures.states` at states (K, B, ...), (K, B) each.
 
     Args:
         problems: whose objectives the layers descend on, (K - 1,), where they differ; the start is
             measured by the first layer's.
+        gradient: whether to measure its norm, too.
     """
     if problems is not None:
         rows = [
@@ -61,13 +70,15 @@ def state_figures(
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     lead = states.ndim - batch.target.ndim + 1
     best = problem.objective(batch.target, batch.obs)
-    return {
+    found = {
         "distance": distance(states, batch.target),
         "objective_gap": problem.objective(states, batch.obs) - best,
-        "gradient_norm": norm(problem.gradient(states, batch.obs), lead),
         "l1_norm": states.abs().flatten(lead).sum(-1),
         **problem.figures(states, batch),
     }
+    if gradient:
+        found["gradient_norm"] = norm(problem.gradient(states, batch.obs), lead)
+    return found
 
 
 @torch.no_grad()
@@ -80,9 +91,13 @@ def evaluate(
     seed: int,
     perturbation: Perturbation | None = None,
     noise_seed: int | None = None,
+    last_state: bool = False,
 ) -> LayerFigures:
-    """Run the network on all of ``data``; y_0 is drawn from ``seed``, what ``perturbation`` draws between
-    layers from ``noise_seed``, by default the same.
+    """Run the network on all of ``data``.
+
+    Args:
+        seed: of y_0. noise_seed: of what ``perturbation`` draws between layers, by default the same.
+        last_state: the figures of y_L alone, which for flows takes much less time.
 
     Errors: :class:`checks.UserError` for a figure of health that is not finite.
     """
@@ -97,9 +112,9 @@ def evaluate(
         perturb = perturbation and perturbation.between_layers(problem, batch, noise_rng)
         path = network(batch.obs, generator=start_rng, perturb=perturb)
         measured.append(torch.stack(constraint.measures(problem, path, batch)).cpu())
-        found = state_figures(problem, path.states, batch, path.problems)
+        found = _figures(problem, path, batch, last_state=last_state)
         parts.append({name: values.cpu() for name, values in found.items()})
-        pairs = problem.ratios(path.states, batch)
+        pairs = problem.ratios(path.states[-1:] if last_state else path.states, batch)
         ratios.append({name: torch.stack(pair).cpu() for name, pair in pairs.items()})
         for name, value in network.health(path.states).items():
             if not math.isfinite(value):
@@ -114,6 +129,19 @@ def evaluate(
     )
     before, after = torch.cat(measured, 2)
     return LayerFigures(states, before, after, health, of_means)
+
+
+def _figures(
+    problem: Problem, path: Trajectory, batch: Batch, *, last_state: bool
+) -> dict[str, Tensor]:
+    """The figures of :attr:`LayerFigures.states`."""
+    if not last_state:
+        return state_figures(problem, path.states, batch, path.problems)
+    own = problem if path.problems is None else path.problems[-1]
+    found = state_figures(own, path.states[-1:], batch, gradient=False)
+    if path.problems is None:
+        found["gradient_norm"] = norm(problem.gradient(path.states, batch.obs), 2)
+    return found
 
 
 class Bootstrap:

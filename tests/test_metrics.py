@@ -12,6 +12,7 @@ from sdunroll.perturbations import LayerNoise
 from sdunroll.problems import sparse_recovery
 from sdunroll.randomness import generator
 from tests.conftest import make_batch, make_problem
+from tests.networks.test_proximal_gradient import setting as layers_with_flows
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,31 @@ def test_figures_by_hand(setting):
         assert torch.allclose(found.states["gradient_norm"][layer], slope, atol=1e-5)
     assert torch.equal(found.before, found.states["distance"][:-1])
     assert torch.equal(found.after, found.states["distance"][1:])
+
+
+def test_the_last_state_alone_has_the_same_figures(setting):
+    problem, batch, network = setting
+    every, last = (
+        metrics.evaluate(network, problem, Distance(), batch, seed=0, last_state=last_state)
+        for last_state in (False, True)
+    )
+    assert torch.equal(last.states.pop("gradient_norm"), every.states.pop("gradient_norm"))
+    assert last.states.keys() == every.states.keys()
+    for name, values in last.states.items():
+        torch.testing.assert_close(values, every.states[name][-1:])
+    assert torch.equal(last.after, every.after)
+
+
+def test_the_last_state_alone_by_the_objective_of_the_last_layer():
+    problem, batch, network = layers_with_flows(dtype=torch.float32, num_layers=2)
+    every, last = (
+        metrics.evaluate(network, problem, Distance(), batch, seed=0, last_state=last_state)
+        for last_state in (False, True)
+    )
+    assert last.states.keys() == every.states.keys() - {"gradient_norm"}
+    for name, values in last.states.items():
+        torch.testing.assert_close(values, every.states[name][-1:])
+    assert last.health == every.health
 
 
 def test_chunks_make_no_difference_in_size(setting, monkeypatch):

@@ -27,7 +27,9 @@ class Bounds:
 
     def _norms(self, data: Batch) -> Tensor:
         e = self.experiment
-        found = metrics.evaluate(e.network, e.problem, e.constraint, data, seed=self.seed)
+        found = metrics.evaluate(
+            e.network, e.problem, e.constraint, data, seed=self.seed, last_state=True
+        )
         return found.states["gradient_norm"]
 
     @cached_property

@@ -213,6 +213,7 @@ def _row(
         seed=seeds.start,
         noise_seed=seeds.disturbance,
         perturbation=disturbance,
+        last_state=True,
     )
     names = [name for name in measured.states if name != "gradient_norm"]
     finals = torch.stack([measured.states[name][-1] for name in names])
@@ -232,7 +233,7 @@ def _row(
         "level": disturbance.level,
         **{name: row["mean"] for name, row in zip(names, rows, strict=True)},
         "health": measured.health,
-        "theory": bounds(data, measured.states["gradient_norm"]),
+        "theory": bounds(data, measured.states.get("gradient_norm")),
         "descent_frequency": _descends(experiment, measured),
         "ci95": {name: row["ci95"] for name, row in zip(names, rows, strict=True)},
         "quantiles": quantiles,

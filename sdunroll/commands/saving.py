@@ -107,8 +107,9 @@ def summarise(training: Training, experiment: Experiment, run: Run) -> None:
     experiment.network.load_state_dict(run.load_checkpoint("best")["network"])
     test = experiment.instances("test")
     figures = metrics.evaluate(
-        experiment.network, experiment.problem, experiment.constraint, test, seed=run.config.seed
-    )
+        experiment.network, experiment.problem, experiment.constraint, test, seed=run.config.seed,
+        last_state=True,
+    )  # fmt: skip
     pairs = experiment.constraint.pairs(figures.before.double(), figures.after.double())
     slack = experiment.constraint.slack_of(pairs.mean(-1)).tolist()
     worst = max(training.demanded, key=slack.__getitem__)

@@ -96,7 +96,12 @@ def mix_matrices(mixes: Sequence[Mix], *, inverse: bool) -> list[MixMatrices]:
     Args:
         inverse: whether gradients are to pass the inverses rather than the maps themselves.
     """
-    made = checkpoint(_make_matrices, mixes, inverse, use_reentrant=False, preserve_rng_state=False)
+    if torch.is_grad_enabled():
+        made = checkpoint(
+            _make_matrices, mixes, inverse, use_reentrant=False, preserve_rng_state=False
+        )
+    else:
+        made = _make_matrices(mixes, inverse)
     each = (values.unbind() for values in made)
     return [MixMatrices(*values) for values in zip(*each, strict=True)]
 
