@@ -47,13 +47,14 @@ def inference_cost(
         if len(data.obs) < size:
             continue
         some = Batch(data.obs[:size], data.target[:size])
-        obs = some.obs
-        rng = generator(0, "cost/start", obs.device)
+        device = some.obs.device
+        rng = generator(0, "cost/start", device)
 
-        def infer(obs: torch.Tensor = obs, rng: torch.Generator = rng) -> object:
-            return network(obs, generator=rng).output
+        def infer(some: Batch = some, rng: torch.Generator = rng) -> object:
+            # at once, but for what evaluation takes in parts, too, to bound the memory
+            return [network(part.obs, generator=rng).output for part in some.chunks()]
 
-        row: dict[str, Any] = {"problems": size, "seconds": seconds(infer, obs.device)}
+        row: dict[str, Any] = {"problems": size, "seconds": seconds(infer, device)}
         row["solvers"] = {
             name: _solver_cost(problem, name, some, found)
             for name, found in baselines.items()

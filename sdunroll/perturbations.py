@@ -132,8 +132,9 @@ class MaskChange(Perturbation):
 
     Args:
         level: of what varies.
-        vary: "offset" moves the box by level pixels, down and to the right, "size" gives it a side of
-            level pixels, "rate" leaves out a share level of all pixels at random.
+        vary: "offset" moves the box by level pixels, down and to the right, from where it was in
+            training, "size" gives it a side of level pixels, "rate" leaves out a share level of all
+            pixels at random.
         size: side of the box where it does not vary; None for that of the training.
     """
 
@@ -163,13 +164,14 @@ class MaskChange(Perturbation):
         operator = problem.operator
         settings: dict[str, Any] = {"noise": operator.noise, "seed": operator.seed}
         side = self._side(operator) if self.vary == "offset" else 0
+        offset = operator.offset if operator.mask == "box" else 0  # of the training
         try:
             if self.vary == "rate":
                 other = Inpainting(mask="random_pixels", rate=self.level, **settings)
             elif self.vary == "size":
-                other = Inpainting(size=_whole(self.level), **settings)
+                other = Inpainting(size=_whole(self.level), offset=offset, **settings)
             else:
-                other = Inpainting(size=side, offset=_whole(self.level), **settings)
+                other = Inpainting(size=side, offset=offset + _whole(self.level), **settings)
             return InverseImaging(other).instances(signals)
         except checks.InvalidValue as error:
             raise checks.InvalidValue(f"levels: at level {self.level:g}: {error}") from error

@@ -145,6 +145,14 @@ def test_levels_that_make_no_mask_are_named(level, vary, message):
         other_mask(level, vary=vary)
 
 
+@pytest.mark.parametrize(("vary", "level"), [("offset", 0), ("size", 4)])
+def test_the_box_of_the_training_is_no_change(vary, level):
+    trained = Inpainting(size=4, offset=2)
+    signals = torch.rand(3, 3, 10, 10, generator=generator(0, "x"))
+    expected = InverseImaging(trained).instances(signals)
+    assert torch.equal(other_mask(level, trained, vary=vary).obs, expected.obs)
+
+
 def test_the_moved_box_has_the_side_of_the_training():
     assert (1 - other_mask(1, vary="offset").obs[:, -1]).sum() == 3 * 16
     trained = Inpainting(mask="random_box", size=[2, 5])

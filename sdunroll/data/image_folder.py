@@ -214,7 +214,14 @@ class ImageFolder(Source):
         """The picture, or why there is none."""
         try:
             return self._read(path)
+        except MemoryError:
+            raise
         except Exception as error:  # what Pillow raises on damaged files has no base of its own
+            if isinstance(error, OSError) and error.errno is not None:  # may be another tomorrow
+                raise checks.UserError(
+                    f"data: {path} could not be read ({error.strerror}); put that right, or take the file "
+                    "away"
+                ) from error
             reason = " ".join(str(error).split()) or type(error).__name__
             return f"could not be read ({reason})"
 

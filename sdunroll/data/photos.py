@@ -72,7 +72,7 @@ def random_crops(
                 int(position - (ends[which - 1] if which else 0)), windows[which].shape[1]
             )
             crop = windows[which][row, column]
-            if crop.std() >= FLAT:
+            if crop.std((1, 2)).max() >= FLAT:  # a colour alone is no structure
                 kept.append(crop)
     return np.stack(kept[:count])
 

@@ -69,12 +69,14 @@ def analytic_weight(dictionary: Tensor) -> Tensor:
     r"""W, (m, n): the minimiser of ||W^T D||_F^2 subject to w_i^T d_i = 1 for each column i.
 
     In closed form w_i = (D D^T)^+ d_i / (d_i^T (D D^T)^+ d_i), computed in float64: columns decouple, and
-    each minimises w^T D D^T w on a hyperplane. Reference: Liu, Chen, Wang, Yin, "ALISTA: Analytic Weights
-    Are As Good As Learned Weights in LISTA", equation 16, https://openreview.net/forum?id=B1lnzn0ctQ.
+    each minimises w^T D D^T w on a hyperplane; that of an atom of 0 is 0. Reference: Liu, Chen, Wang, Yin,
+    "ALISTA: Analytic Weights Are As Good As Learned Weights in LISTA", equation 16,
+    https://openreview.net/forum?id=B1lnzn0ctQ.
     """
     exact = dictionary.double()
     raw = torch.linalg.pinv(exact @ exact.T, hermitian=True) @ exact
-    return (raw / (raw * exact).sum(0)).to(dictionary.dtype)
+    scale = (raw * exact).sum(0)
+    return (raw / torch.where(scale > 0, scale, 1.0)).to(dictionary.dtype)
 
 
 THRESHOLD, DECAY = 0.5, 0.8  # of thresholds at the start: in layer 1, and from layer to layer

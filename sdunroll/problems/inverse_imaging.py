@@ -7,7 +7,7 @@ normalizing flow g. The penalty belongs to a layer of a network: by itself the p
 Legend: B images, C channels, H x W pixels; ``...`` stands for leading dimensions such as the layers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -128,7 +128,11 @@ class InverseImaging(Problem):
         similarity = None
         if min(y.shape[-2:]) >= SMALLEST_WINDOW:
             similarity = _similarity(y, batch.target)  # (K, B, H, W)
-            found["ssim"] = similarity.mean((-2, -1))
+            border = (
+                _window(y.shape) // 2
+            )  # of the map, where windows reach over the picture's edge
+            inside = slice(border, -border)
+            found["ssim"] = similarity[..., inside, inside].mean((-2, -1))
         known = self.operator.known(batch.obs)
         if known is None:
             return found
@@ -151,6 +155,11 @@ def _psnr(mean_square: Tensor) -> Tensor:
     return -10 * mean_square.clamp_min(1e-10).log10()
 
 
+def _window(shape: Sequence[int]) -> int:
+    """The side of the window of the structural similarity, odd."""
+    return min(7, (min(shape[-2:]) - 1) // 2 * 2 + 1)
+
+
 def _similarity(y: Tensor, target: Tensor) -> Tensor:
     """The structural similarity at each pixel, (K, B, H, W), mean over the channels.
 
@@ -160,7 +169,7 @@ def _similarity(y: Tensor, target: Tensor) -> Tensor:
     from skimage.metrics import structural_similarity
 
     states, pictures = y.cpu().numpy(), target.cpu().numpy()
-    window = min(7, (min(pictures.shape[-2:]) - 1) // 2 * 2 + 1)
+    window = _window(pictures.shape)
     maps = [
         structural_similarity(
             clean, state, data_range=1.0, channel_axis=0, win_size=window, full=True

@@ -153,13 +153,20 @@ class Deblurring(Operator):
     def peer(self, picture: np.ndarray, known: np.ndarray | None) -> np.ndarray:
         from skimage.restoration import unsupervised_wiener
 
-        line = self.kernel.cpu().numpy()
+        lines = [self._line(length) for length in picture.shape[:2]]
         rng = np.random.default_rng(self.seed)
         planes = [
-            unsupervised_wiener(plane, np.outer(line, line), rng=rng)[0]
+            unsupervised_wiener(plane, np.outer(*lines), rng=rng)[0]
             for plane in np.moveaxis(picture, -1, 0)
         ]
         return np.stack(planes, -1)
+
+    def _line(self, length: int) -> np.ndarray:
+        """The kernel on a periodic line of so many pixels, its middle at length // 2."""
+        kernel = self.kernel.cpu().numpy()
+        line = np.zeros(length, kernel.dtype)
+        np.add.at(line, (np.arange(len(kernel)) - len(kernel) // 2 + length // 2) % length, kernel)
+        return line
 
 
 class Inpainting(Operator):

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from sdunroll.solvers.proximal import soft_threshold
 
+COLUMN_ENTRIES = 2**24  # of the supports' columns at once, 128 MiB; some four such are alive
+
 
 def amp(dictionary: Tensor, obs: Tensor, tuning: float, *, start: Tensor) -> Iterator[Tensor]:
     r"""The iterates y_0, y_1, ... of AMP with soft thresholding, (B, n) each, endless.
@@ -45,9 +47,16 @@ def least_squares_on(dictionary: Tensor, obs: Tensor, support: Tensor) -> Tensor
         dictionary: D, (m, n). obs: x, (B, m). support: (B, n), bool.
     """
     size = int(support.sum(1).max())
+    count = max(1, COLUMN_ENTRIES // max(1, size * len(dictionary)))
+    parts = zip(obs.split(count), support.split(count), strict=True)
+    return torch.cat([_least_squares(dictionary.double(), *part, size) for part in parts])
+
+
+def _least_squares(dictionary: Tensor, obs: Tensor, support: Tensor, size: int) -> Tensor:
+    """:func:`least_squares_on` of supports of at most ``size`` atoms."""
     chosen = support.to(torch.int8).topk(size, dim=1).indices  # (B, S), padded with other atoms
     inside = support.gather(1, chosen).double()
-    columns = dictionary.double().T[chosen] * inside[..., None]  # (B, S, m), 0 on the padding
+    columns = dictionary.T[chosen] * inside[..., None]  # (B, S, m), 0 on the padding
     values = torch.linalg.pinv(columns.transpose(1, 2)) @ obs.double()[..., None]  # (B, S, 1)
     found = torch.zeros_like(support, dtype=torch.float64)
     return found.scatter(1, chosen, values[..., 0] * inside).to(obs.dtype)

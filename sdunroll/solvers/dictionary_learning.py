@@ -88,17 +88,22 @@ def _update_atoms(
 ) -> None:
     """One pass of block coordinate descent over the columns of ``dictionary``, in place.
 
-    An atom that no code uses is replaced by a signal of the batch, drawn at random.
+    An atom that no code uses is replaced by a signal of the batch, drawn at random, that is none yet.
     """
     atoms = dictionary.T.contiguous()  # (n, m): rows are contiguous
     targets = cross.T.contiguous()
     used = gram.diagonal() > 1e-10 * gram.diagonal().amax()
+    drawn = iter(()) if used.all() else iter(torch.randperm(len(batch), generator=rng).tolist())
     for j, is_used in enumerate(used.tolist()):
         if is_used:
             atom = atoms[j] + (targets[j] - gram[j] @ atoms) / gram[j, j]
-        else:
-            atom = batch[int(torch.randint(len(batch), (), generator=rng))]
-        norm = atom.norm()
-        if norm > 0:
-            atoms[j] = atom / norm
+            norm = atom.norm()
+            if norm > 0:
+                atoms[j] = atom / norm
+            continue
+        for place in drawn:
+            signal = batch[place] / batch[place].norm()
+            if (atoms @ signal).abs().max() < 1 - 1e-6:  # False for a signal of zeros
+                atoms[j] = signal
+                break
     dictionary.copy_(atoms.T)

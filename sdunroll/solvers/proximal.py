@@ -6,7 +6,7 @@ Legend: B problems, m features, n atoms.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -14,12 +14,22 @@ from torch import Tensor
 
 def soft_threshold(v: Tensor, threshold: Tensor | float) -> Tensor:
     """The proximal operator of threshold * ||.||_1: sign(v) max(|v| - threshold, 0)."""
-    return torch.sign(v) * (v.abs() - threshold).clamp_min(0)
+    return v - v.clamp(-threshold, threshold)  # type: ignore[arg-type]
 
 
 def lipschitz(dictionary: Tensor) -> float:
     """||D||_2^2, the Lipschitz constant of the gradient of 1/2 ||x - D y||^2, computed in float64."""
     return float(torch.linalg.matrix_norm(dictionary.double(), 2) ** 2)
+
+
+def _gradient_of(dictionary: Tensor, obs: Tensor) -> Callable[[Tensor], Tensor]:
+    """y -> D^T (D y - x) in the form that takes fewer operations an iteration: n^2 a problem where D^T D
+    and D^T x are made beforehand, else 2 m n."""
+    features, atoms = dictionary.shape
+    if atoms <= 2 * features:
+        gram, drive = dictionary.T @ dictionary, obs @ dictionary
+        return lambda y: torch.addmm(drive, y, gram, beta=-1)
+    return lambda y: (y @ dictionary.T - obs) @ dictionary
 
 
 def ista(
@@ -36,11 +46,11 @@ def ista(
         constant: ||D||_2^2 if it is known.
     """
     step = 1 / (lipschitz(dictionary) if constant is None else constant)
+    gradient = _gradient_of(dictionary, obs)
     y = start
     while True:
         yield y
-        gradient = (y @ dictionary.T - obs) @ dictionary
-        y = soft_threshold(y - step * gradient, step * alpha)
+        y = soft_threshold(torch.sub(y, gradient(y), alpha=step), step * alpha)
 
 
 def fista(
@@ -56,12 +66,12 @@ def fista(
         constant: ||D||_2^2 if it is known.
     """
     step = 1 / (lipschitz(dictionary) if constant is None else constant)
+    gradient = _gradient_of(dictionary, obs)
     y = point = start  # point: where the gradient is taken, extrapolated from the last two iterates
     t = 1.0
     while True:
         yield y
-        gradient = (point @ dictionary.T - obs) @ dictionary
-        y_next = soft_threshold(point - step * gradient, step * alpha)
+        y_next = soft_threshold(torch.sub(point, gradient(point), alpha=step), step * alpha)
         t_next = (1 + math.sqrt(1 + 4 * t * t)) / 2
         point = torch.lerp(y, y_next, 1 + (t - 1) / t_next)
         y, t = y_next, t_next

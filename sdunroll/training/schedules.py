@@ -61,7 +61,8 @@ def stages(
     if schedule == "layerwise" and shares_weights:
         raise checks.InvalidValue(
             "training: expected layers with weights of their own for layerwise training, got layers "
-            "that share them; take network.shared=false or training=incremental"
+            "that share them; take training=incremental, or a network whose layers share none "
+            "(network.tied=false, network.shared=false)"
         )
     if schedule == "joint":
         return [Stage(0, epochs, num_layers, alone=False)]

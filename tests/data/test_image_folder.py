@@ -183,6 +183,20 @@ def test_what_is_no_picture_is_named_and_left_out(pictures, caplog, kind):
     assert len(reds(ImageFolder(root=str(pictures), size=4, num_train=5), "train")) == 5
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), MemoryError()])
+def test_what_is_no_fault_of_a_picture_is_not_remembered(pictures, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFolder, "_read", fail)
+        with pytest.raises((UserError, MemoryError)) as raised:
+            ImageFolder(root=str(pictures), size=4).signals("train")
+    if isinstance(error, OSError):
+        assert ".png could not be read (Permission denied); put that right" in str(raised.value)
+    assert len(reds(ImageFolder(root=str(pictures), size=4), "train")) > 5
+
+
 def test_pictures_are_decoded_once(pictures, monkeypatch, caplog):
     spoil(pictures / "7.png", "text")
     sizes = {"size": 4, "bits": 5}

@@ -85,6 +85,14 @@ def test_flat_areas_are_left_out():
     assert crops.std((1, 2, 3)).min() >= photos.FLAT
 
 
+def test_flat_areas_of_a_colour_are_left_out():
+    sky = np.broadcast_to([0.2, 0.5, 0.9], (20, 60, 3))
+    noise = np.random.default_rng(0).random((20, 20, 3))
+    areas = [np.concatenate([sky, noise], axis=1)]
+    crops = photos.random_crops(areas, 8, 50, torch.Generator().manual_seed(0))
+    assert crops.std((2, 3)).max(1).min() >= photos.FLAT
+
+
 def test_same_seed_same_crops_other_seed_others():
     assert torch.equal(Photos(**SMALL).signals("val"), Photos(**SMALL).signals("val"))
     assert not torch.equal(Photos(**SMALL).signals("val"), Photos(**SMALL, seed=1).signals("val"))

@@ -130,3 +130,11 @@ def test_the_lasso_of_a_problem():
     assert lasso_of(recovery.coding, "X") is recovery.coding
     with pytest.raises(InvalidValue, match="network: X unrolls sparse coding, got the problem Inv"):
         lasso_of(InverseImaging(Denoising()), "X")
+
+
+def test_the_analytic_weight_of_an_atom_of_zeros_is_zero():
+    dictionary = torch.randn(6, 9, generator=generator(0, "d"), dtype=torch.float64)
+    dictionary[:, 2] = 0
+    weight = analytic_weight(dictionary)
+    assert weight.isfinite().all()
+    assert (weight[:, 2] == 0).all()

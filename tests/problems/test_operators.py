@@ -174,6 +174,17 @@ def test_the_classical_peer_restores(operator):
     assert np.square(restored - clean).mean() < 0.7 * np.square(picture - clean).mean()
 
 
+@pytest.mark.parametrize("side", [15, 16])
+def test_the_peer_takes_a_kernel_that_is_wider_than_the_picture(side):
+    operator = Deblurring(sigma=3, noise=0.001)
+    picture = torch.rand(1, 1, side, side, generator=generator(0, "x"))
+    blurred = operator(picture, picture)[0, 0].numpy()
+    as_peer = np.outer(operator._line(side), operator._line(side))
+    periodic = np.fft.ifft2(np.fft.fft2(picture[0, 0]) * np.fft.fft2(np.fft.ifftshift(as_peer)))
+    np.testing.assert_allclose(periodic.real, blurred, atol=1e-5)
+    assert operator.peer(blurred[..., None], None).shape == (side, side, 1)
+
+
 def test_refuses_a_blur_as_wide_as_the_picture():
     blur = Deblurring(sigma=4)
     with pytest.raises(InvalidValue, match=r"operator.sigma: expected a blur of less than"):

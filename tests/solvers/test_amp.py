@@ -1,3 +1,4 @@
+import sys
 from itertools import islice
 
 import numpy as np
@@ -47,6 +48,13 @@ def test_least_squares_on_the_support_is_numpys():
         support = (codes[row] != 0).numpy()
         values = np.linalg.lstsq(dictionary[:, support].numpy(), obs[row].numpy(), rcond=None)[0]
         assert np.allclose(found[row, support].numpy(), values)
+
+
+def test_least_squares_in_parts(monkeypatch):
+    dictionary, obs, codes = instances()
+    whole = least_squares_on(dictionary, obs, codes != 0)
+    monkeypatch.setattr(sys.modules["sdunroll.solvers.amp"], "COLUMN_ENTRIES", 1)
+    assert torch.allclose(least_squares_on(dictionary, obs, codes != 0), whole)
 
 
 def test_least_squares_recovers_without_noise_and_with_empty_supports():

@@ -54,6 +54,14 @@ def test_an_atom_without_use_is_replaced():
     assert torch.allclose(dictionary.norm(dim=0), torch.ones(8), atol=1e-5)
 
 
+def test_no_two_atoms_are_replaced_by_the_same_signal():
+    """Few of the atoms are used at this alpha, and the last batch is one signal."""
+    signals = torch.randn(65, 8, generator=torch.Generator().manual_seed(0))
+    learned = DictionaryLearning(alpha=4.0, passes=1, batch_size=64)(signals, 32)
+    overlaps = (learned.T @ learned).fill_diagonal_(0)
+    assert overlaps.max() < 1 - 1e-4
+
+
 def test_refuses_fewer_signals_than_atoms():
     with pytest.raises(UserError, match=r"expected at least 5 training signals .* got 3"):
         DictionaryLearning(alpha=0.1)(torch.cat([torch.eye(3), torch.zeros(4, 3)]), 5)

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from scipy import sparse
 from scipy.sparse.linalg import spsolve
@@ -44,6 +45,21 @@ def test_a_plane_is_continued_and_known_pixels_stay():
     filled = harmonic_fill(plane, known)
     assert torch.allclose(filled, plane, atol=1e-4)
     assert torch.equal(filled[known > 0], plane[known > 0])
+
+
+def test_its_gradient_is_that_of_the_linear_map():
+    """<g, F v> = <F^T g, v> for the fill F, which is linear in the image."""
+    rng = generator(0, "x")
+    image, other, weight = torch.rand(3, 3, 2, 9, 11, generator=rng, dtype=torch.float64)
+    known = (torch.rand(3, 1, 9, 11, generator=rng) > 0.6).double()
+    known[0, :, 2:7, 3:8] = 0
+    known[2] = 0  # nothing known
+    image.requires_grad_()
+    (harmonic_fill(image, known) * weight).sum().backward()
+    expected = (harmonic_fill(other, known) * weight).sum()
+    assert (image.grad * other).sum().item() == pytest.approx(expected.item(), abs=1e-3)
+    assert (image.grad[:2] * known[:2] != 0).any()
+    assert (image.grad * (1 - known) == 0).all()
 
 
 def test_without_any_known_pixel_it_is_zero():
