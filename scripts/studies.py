@@ -130,9 +130,10 @@ class Suite:
         self.call = Commands(threads=max(1, (os.cpu_count() or 1) // self.options.jobs))
 
     def jobs(self, parts: Sequence[str] | None = None) -> list[Job]:
-        """The runs of the parts that are asked for."""
+        """The runs that are asked for; of ``parts``, those with any seed that there may be."""
         chosen = parts or self.options.only or self.scale.parts
-        seeds = self.options.seeds or self.scale.seeds
+        asked = self.options.seeds or self.scale.seeds
+        seeds = asked if parts is None else sorted({*self.scale.seeds, *asked})
         cli.register_resolvers()
         with initialize_config_dir(str(cli.config_folder()), version_base="1.3"):
             return [

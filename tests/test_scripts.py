@@ -90,6 +90,23 @@ def test_perturbations_share_a_process_where_their_levels_allow(tmp_path):
     ]
 
 
+SEEDED = """
+import sys, studies
+sys.argv = ["name", "--only", "all", "--seeds", "3"]
+parts = {"all": [studies.Study("one", ["problem=lista"])]}
+suite = studies.Suite("name", parts, {"small": studies.Scale(["all"], [0, 1], 4, "2 cores")}, "")
+studies.Job.state = lambda job: "done" if job.seed in (0, 3) else "missing"
+suite.call = lambda arguments: print(arguments[1].count("one_seed"))
+print(*[job.seed for job in suite.jobs()], *suite.finished(["all"])["one"])
+suite.report("all", ["all"])
+"""
+
+
+def test_seeds_that_are_asked_for_are_reported_beside_the_others(tmp_path):
+    done = run_beside_scripts(SEEDED, tmp_path)
+    assert done.stdout.split() == ["3", "0", "3", "2"], done.stderr
+
+
 COUNTED = """
 import sys, studies
 sys.argv = ["name", "--jobs", "1"]
