@@ -79,9 +79,9 @@ class Job:
 
     def state(self) -> State:
         """What has become of it."""
-        wanted = ["summary.json", "eval/metrics.json"]
-        wanted += [f"perturb/{name}.json" for name in self.perturbations]
-        if all((self.folder / name).exists() for name in wanted):
+        perturbed = (self.folder / f"perturb/{name}.json" for name in self.perturbations)
+        trained = (self.folder / "summary.json").exists()
+        if trained and self.is_evaluated() and all(path.exists() for path in perturbed):
             return "done"
         try:
             with FileLock(self.beside("lock"), timeout=0):
@@ -91,6 +91,11 @@ class Job:
         if self.beside("failed").exists():
             return "failed"
         return "begun" if (self.folder / "history.csv").exists() else "missing"
+
+    def is_evaluated(self) -> bool:
+        """Whether all that `sdunroll eval` writes is there."""
+        wanted = ("metrics.json", "cost.json", "figures/per_layer.png")
+        return all((self.folder / "eval" / name).exists() for name in wanted)
 
     def beside(self, ending: str) -> Path:
         """A file beside the run directory."""
@@ -242,7 +247,7 @@ def _call_missing(job: Job, call: Commands) -> None:
     for given, names in together.items():
         several = ["-m"] * (len(names) > 1)
         call(["perturb", *several, f"run={folder}", f"perturbation={','.join(names)}", *given])
-    if not (folder / "eval" / "metrics.json").exists():
+    if not job.is_evaluated():
         call(["eval", f"run={folder}"])
 
 

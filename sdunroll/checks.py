@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 from collections.abc import Collection
 from numbers import Integral, Real
 from typing import TypeVar
@@ -67,6 +68,29 @@ def file_stem(name: str, value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"\w[\w.-]{0,99}", value):
         raise InvalidValue(f"{name}: expected letters, digits, . - and _, got {value!r}")
     return value
+
+
+def folder(name: str, value: object) -> str:
+    """Return ``value`` if it is a path, also one that reads as a whole number, or raise
+    :class:`InvalidValue`."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value:
+        raise InvalidValue(
+            f"{name}: expected a directory, got {value!r}; quote a name that reads as something else, "
+            f"as in '{name}=\"1e-3\"'"
+        )
+    return value
+
+
+def override(name: str, value: object) -> str:
+    """``name=value`` as it is typed in a shell, where ``value`` is a path."""
+    text = str(value)
+    if re.fullmatch(r"[\w./-]+", text, re.ASCII):
+        return f"{name}={text}"
+    # Hydra takes backslashes as they are but before a quote
+    escaped = re.sub(r'(\\*)("|$)', lambda m: 2 * m[1] + (m[2] and '\\"'), text)
+    return shlex.quote(f'{name}="{escaped}"')
 
 
 def shaped(name: str, value: Shaped, shape: tuple[int, ...]) -> Shaped:

@@ -175,7 +175,9 @@ def _beside_others(command: str, arguments: list[str]) -> Iterator[None]:
         return
     logging.disable(logging.WARNING)
     with TemporaryDirectory() as scratch:
-        sys.argv.append(f"hydra.run.dir={scratch}")  # the last one counts
+        # beside the other overrides, which Hydra takes in one row alone; the last one counts
+        places = [place for place, item in enumerate(sys.argv) if "=" in item and item[0] != "-"]
+        sys.argv.insert(max(places, default=len(sys.argv)) + 1, f"hydra.run.dir={scratch}")
         yield
 
 

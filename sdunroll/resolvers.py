@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sdunroll.checks import InvalidValue
+from sdunroll.checks import InvalidValue, folder
 
 LONGEST = 100  # characters of the readable part of a directory's name
 # overrides that leave a job the same
@@ -49,7 +49,7 @@ def run_folder(resume: str | None, new: str, dry_run: object = False) -> str:
         return new
     from sdunroll.runs import Run
 
-    return str(Run(resume).folder)
+    return str(Run(folder("resume", resume)).folder)
 
 
 def sweep_folder(given: object, new: str, dry_run: object = False) -> str:
@@ -74,9 +74,11 @@ def job_folder(given: object, number: int, overrides: Sequence[str]) -> str:
     return f"{readable}-{digest}" if readable else digest
 
 
-def parallel_jobs(overrides: Sequence[str], device: str, threads: int | None) -> int:
+def parallel_jobs(
+    overrides: Sequence[str], device: str, threads: int | None, asked: int | None = None
+) -> int:
     """How many jobs run at once on this machine: one a GPU; without any, cores // threads, where
-    ``threads`` None is one thread, but no more than there are jobs.
+    ``threads`` None is one thread, but no more than there are jobs, or than a search has ``asked`` for.
 
     Each job then has cores // jobs threads, unless ``threads`` or the environment says otherwise.
     """
@@ -88,7 +90,7 @@ def parallel_jobs(overrides: Sequence[str], device: str, threads: int | None) ->
         if gpus := torch.cuda.device_count():
             return gpus
     places = max(1, joblib.cpu_count() // (threads if isinstance(threads, int) and threads else 1))
-    size = _size(overrides)
+    size = _size(overrides) or asked
     return places if size is None else min(places, size)
 
 

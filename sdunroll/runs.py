@@ -16,7 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from sdunroll import seals, trust
+from sdunroll import checks, seals, trust
 from sdunroll.cache import WriteError, load_checked, write_atomically
 from sdunroll.checks import UserError
 
@@ -32,7 +32,7 @@ class RunError(UserError):
 
 def resumption(folder: Path, config: DictConfig) -> str:
     """The command that goes on with the run of ``config`` in ``folder``, for the user who configured it."""
-    return f"sdunroll train resume={folder}{trust.override(config)}"
+    return f"sdunroll train {checks.override('resume', folder)}{trust.override(config)}"
 
 
 class Run:
@@ -104,10 +104,12 @@ class Run:
     @staticmethod
     def check_free(folder: Path) -> None:
         """Errors: :class:`RunError` if ``folder`` holds a run already, one that saved an epoch."""
+        if (folder / "summary.json").exists():
+            raise RunError(f"{folder}: holds a finished run; take another hydra.run.dir")
         if (folder / "checkpoints" / "last.pt").exists():
             raise RunError(
                 f"{folder}: holds a run already; take another hydra.run.dir, or go on with "
-                f"`sdunroll train resume={folder}`"
+                f"`sdunroll train {checks.override('resume', folder)}`"
             )
 
     def _check_there(self) -> None:
@@ -115,7 +117,7 @@ class Run:
         if not (self.folder / "config.yaml").is_file():
             raise RunError(
                 f"{self.folder}: the run directory is gone; put it back and go on with `sdunroll train "
-                f"resume={self.folder}`, or train again"
+                f"{checks.override('resume', self.folder)}`, or train again"
             )
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:

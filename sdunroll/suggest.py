@@ -4,7 +4,11 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+from sdunroll.checks import override
 
 
 def explain(error: Exception, configs: Path, command: str, arguments: list[str]) -> str:
@@ -15,21 +19,34 @@ def explain(error: Exception, configs: Path, command: str, arguments: list[str])
         return (
             f"{name}: expected a value, got none; give {name}=... (see sdunroll {command} --help)"
         )
+    where = re.search(r"full_key: (\S+)", text)
+    if where and not isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return f"{where.group(1)}: {text.partition(' full_key:')[0]}"
     if key := re.search(r"Could not override '([^']+)'|full_key: (\S+)|Key '([^']+)'", text):
         return _unknown_key(next(filter(None, key.groups())), configs, command)
     if plugin := re.search(r"Could not find 'hydra/(\w+/\w+)'", text):
         return _missing_plugin(plugin.group(1), text)
     if choice := re.search(r"Could not find '([^']+)'", text):
         return _unknown_choice(choice.group(1), [configs, *_own_configs(arguments)])
-    if match := re.search(r"(?:parsing override|Error parsing) '([^']+)'", text):
-        typed = match.group(1)
-        if "=" not in typed and command != "train":
-            return f"{typed}: expected key=value; did you mean run={typed}?"
-        return (
-            f"override {typed!r}: expected key=value, got something else; quote it for the "
-            "shell if it holds spaces, brackets or commas"
-        )
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override, command)
     return f"{text} (see sdunroll {command} --help)"
+
+
+def _unreadable(typed: str, command: str) -> str:
+    """An override that Hydra's grammar does not know."""
+    name, equals, value = typed.partition("=")
+    if equals and re.fullmatch(r"[+~]*[\w./@]+", name):
+        return (
+            f"{name}: expected a value that Hydra can read, got {value}; quote text for Hydra and for the "
+            f"shell: {override(name, value)}"
+        )
+    if not equals and command != "train":
+        return f"{typed}: expected key=value; did you mean run={typed}?"
+    return (
+        f"override {typed!r}: expected key=value, got something else; quote it for the shell if it holds "
+        "spaces, brackets or commas"
+    )
 
 
 PLUGINS = {  # what a choice of ours needs, the extra that brings it

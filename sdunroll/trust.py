@@ -32,6 +32,8 @@ ROOMS = tuple(
 )
 OPTIMIZERS = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop", "SGD")
 SCHEDULERS = ("ConstantLR", "CosineAnnealingLR", "ExponentialLR", "LinearLR", "StepLR")
+# that some networks, or trainings, are put together of in their configuration
+BUILDING_BLOCKS = ("torch.nn", "torch.optim", "torch.optim.lr_scheduler")
 OF_TORCH = frozenset(
     [f"torch.optim.{name}" for name in OPTIMIZERS]
     + [f"torch.optim.lr_scheduler.{name}" for name in SCHEDULERS]
@@ -59,11 +61,20 @@ def check(config: DictConfig, trusted: Collection[str], where: str) -> None:
     """
     allowed = (*ROOMS, *trusted)
     found, strangers = _found(config, allowed)
+    for key, target in strangers:
+        if not _may_be_trusted(target):
+            raise UserError(
+                f"{where}: {key} names {target!r}, which no run of sdunroll needs; do not use this run"
+            )
     if strangers:
         key, target = strangers[0]
         used = [name for name in trusted if any(_within(target, (name,)) for _, target in found)]
-        remedy = _remedy([target for _, target in strangers], used)
-        raise UserError(f"{where}: {key} names {target!r}, {remedy}")
+        modules = [str(target).rpartition(".")[0] for _, target in strangers]
+        wanted = ",".join(dict.fromkeys([*used, *modules]))
+        raise UserError(
+            f"{where}: {key} names {target!r}, which is not part of sdunroll, and code that comes with a "
+            f"run is called only if you trust it; look into it, then add trust=[{wanted}]"
+        )
     for key, target in found:
         if not _of_torch(target):
             _check_definition(str(target), allowed, f"{where}: {key}")
@@ -104,19 +115,12 @@ def _targets(value: object, key: str) -> Iterator[tuple[str, object]]:
         yield from _targets(entry, inner)
 
 
-def _remedy(strangers: Collection[object], trusted: Collection[str]) -> str:
-    """What to do about targets that are not allowed; nobody is told to trust what is no network's."""
-    modules = [str(target).rpartition(".")[0] for target in strangers]
-    if not all(
-        isinstance(target, str) and _is_dotted(target) and module and not _is_common(module)
-        for target, module in zip(strangers, modules, strict=True)
-    ):
-        return "which no run of sdunroll needs; do not use this run"
-    wanted = ",".join(dict.fromkeys([*trusted, *modules]))
-    return (
-        "which is not part of sdunroll, and code that comes with a run is called only if you trust it; "
-        f"look into it, then add trust=[{wanted}]"
-    )
+def _may_be_trusted(target: object) -> bool:
+    """Whether a run may need ``target``: nobody is told to trust what is no network's."""
+    if not isinstance(target, str) or not _is_dotted(target):
+        return False
+    module = target.rpartition(".")[0]
+    return bool(module) and (module in BUILDING_BLOCKS or not _is_common(module))
 
 
 def _is_common(module: str) -> bool:

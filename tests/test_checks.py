@@ -1,6 +1,8 @@
 import math
+import shlex
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from sdunroll import checks
 
@@ -36,6 +38,28 @@ def test_choice():
     assert checks.choice("mode", "a", ("a", "b")) == "a"
     with pytest.raises(checks.InvalidValue, match="mode: expected one of a, b, got 'c'"):
         checks.choice("mode", "c", ("a", "b"))
+
+
+def test_folder():
+    assert checks.folder("run", "a b") == "a b"
+    assert checks.folder("run", 0) == "0"  # as jobs of sweeps are named
+    for value in (None, True, 1e-3, ["a"], ""):
+        with pytest.raises(checks.InvalidValue, match="run: expected a directory, got"):
+            checks.folder("run", value)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["out/run-1.a", "a b", "lr=1e-3,x=[0]", "it's", 'a "b"', "back\\slash", 'a\\"b\\\\', "ü"],
+)
+def test_an_override_is_read_as_it_was_meant(path):
+    (word,) = shlex.split(checks.override("run", path))
+    parsed = OverridesParser.create().parse_override(word)
+    assert str(parsed.value()) == path
+
+
+def test_an_override_that_needs_no_quotes_has_none():
+    assert checks.override("run", "out/run-1") == "run=out/run-1"
 
 
 def test_boolean():

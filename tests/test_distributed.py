@@ -1,6 +1,7 @@
 """Two processes on the CPU: the same training as in one, and what happens when one of them dies."""
 
 import csv
+import logging
 import os
 import socket
 import subprocess
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from hydra._internal.utils import get_args_parser
 from torch.distributed import HashStore
 
-from sdunroll import distributed
+from sdunroll import cli, distributed
 from sdunroll.checks import InvalidValue
 from sdunroll.constraints import Distance, Objective
 from sdunroll.distributed import Ranks
@@ -257,6 +259,19 @@ def test_torchrun_is_for_one_training(sdunroll, monkeypatch, arguments):
     )
     assert second.err == ""
     assert not list(Path.cwd().iterdir())
+
+
+def test_the_directory_of_another_process_stands_beside_the_overrides(monkeypatch):
+    monkeypatch.setattr(distributed, "notes", HashStore)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    for given in (["network=mine", "--config-dir", "here"], ["--config-dir", "here"]):
+        monkeypatch.setattr("sys.argv", ["sdunroll train", *given])
+        with cli._beside_others("train", given):
+            config = get_args_parser().parse_args(sys.argv[1:])
+        assert config.config_dir == "here"
+        assert config.overrides[-1].startswith("hydra.run.dir=")
+        logging.disable(logging.NOTSET)
 
 
 def test_a_gpu_for_each_process(monkeypatch):

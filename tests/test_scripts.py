@@ -79,6 +79,8 @@ def test_perturbations_share_a_process_where_their_levels_allow(tmp_path):
     """Those that take their own levels, and those that take the same."""
     (tmp_path / "run" / "perturb").mkdir(parents=True)
     (tmp_path / "run" / "perturb" / "mask_size.json").touch()  # done before
+    (tmp_path / "run" / "eval").mkdir()
+    (tmp_path / "run" / "eval" / "metrics.json").touch()  # stopped before the rest was written
     done = run_beside_scripts(GROUPED, tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [

@@ -47,7 +47,6 @@ HOSTILE = {
     "not a name": {"data": {"_target_": "sdunroll.data.Faces; import os"}},
     "not a string": {"data": {"_target_": ["sdunroll", "data"]}},
     "missing": {"data": {"_target_": "???"}},
-    "another optimizer of torch": {"data": {"_target_": "torch.optim.LBFGS"}},
     "torch's loader": {"data": {"_target_": "torch.load"}},
     "a module that only begins alike": {"data": {"_target_": "sdunroll.data_planted.Net"}},
     "the package's files": {"data": {"_target_": "sdunroll.cache.write_atomically"}},
@@ -59,6 +58,20 @@ HOSTILE = {
     "no class": {"data": {"_target_": "sdunroll.data.cifar10.ARCHIVE"}},
     "a lazy import": {"data": {"_target_": "sdunroll.data.base.np.f2py"}},
 }  # fmt: skip
+
+
+def test_parts_of_a_network_and_optimizers_may_be_trusted_and_stand_for_themselves():
+    network = {"_target_": "my_network.Net", "act": {"_target_": "torch.nn.ReLU"}}
+    config = OmegaConf.create({"network": network, "o": {"_target_": "torch.optim.Rprop"}})
+    with pytest.raises(UserError, match=r"add trust=\[my_network,torch.nn,torch.optim\]$"):
+        trust.check(config, [], "run/config.yaml")
+    with pytest.raises(UserError, match=r"network.act._target_ .*add trust=\[my_network,torch.nn,"):
+        trust.check(config, ["my_network"], "run/config.yaml")
+    config.bad = {"_target_": "os.system"}
+    with pytest.raises(UserError, match=r"bad._target_ names 'os.system', which no run"):
+        trust.check(config, ["my_network"], "run/config.yaml")
+    del config.bad, config.network._target_
+    trust.check(config, ["torch.nn", "torch.optim"], "run/config.yaml")
 
 
 @pytest.mark.parametrize("name", HOSTILE)

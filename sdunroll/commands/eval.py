@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from sdunroll import classical, metrics
+from sdunroll import checks, classical, metrics
 from sdunroll.cache import Cache
 from sdunroll.commands.assemble import Experiment, load_best, seed_of, set_up_torch, working_in
 from sdunroll.commands.bounds import Bounds
@@ -23,9 +23,10 @@ SHOWN = 6  # signals in the picture of reconstructions
 
 def main(config: DictConfig) -> None:
     """Evaluate the run in ``config.run`` and write ``eval/`` into it."""
-    with working_in(Path(config.run), "eval/eval"):
+    folder = checks.folder("run", config.run)
+    with working_in(Path(folder), "eval/eval"):
         device = set_up_torch(config)
-        run, experiment = load_best(config.run, device, config.trust)
+        run, experiment = load_best(folder, device, config.trust)
         seed = seed_of(config, run)
         test = experiment.instances("test")
         measured = metrics.evaluate(
@@ -39,15 +40,15 @@ def main(config: DictConfig) -> None:
         # a file of its own: seconds are never twice the same, the metrics are
         run.write_json("eval/cost.json", {"threads": torch.get_num_threads(), "rows": costs})
         history = run.history()
-        folder = run.folder / "eval" / "figures"
-        figures.per_layer(result, folder)
+        pictures = run.folder / "eval" / "figures"
         if result["theory"] is not None:
-            figures.guarantee(result["theory"], folder)
-        figures.training(history, folder, experiment.source.notice)
+            figures.guarantee(result["theory"], pictures)
+        figures.training(history, pictures, experiment.source.notice)
         if "psnr" not in measured.states:  # codes, whose sparsity tells much
             target_l1 = test.target.abs().flatten(1).sum(1).cpu().numpy()
-            figures.l1_histograms(measured.states["l1_norm"].numpy(), target_l1, folder)
-        _picture_reconstructions(experiment, test, measured, seed, folder / "reconstructions.png")
+            figures.l1_histograms(measured.states["l1_norm"].numpy(), target_l1, pictures)
+        _picture_reconstructions(experiment, test, measured, seed, pictures / "reconstructions.png")
+        figures.per_layer(result, pictures)  # the last, by which scripts know that all is there
     print(tables.layer_table(result))
     print()
     print(tables.baseline_table(result))

@@ -149,7 +149,7 @@ def resolved_config(config: DictConfig) -> DictConfig:
 
 def resumed(config: DictConfig) -> Run:
     """The run in ``config.resume``. Errors: overrides that would make it another run."""
-    run = trusted_run(config.resume, config.trust)
+    run = trusted_run(checks.folder("resume", config.resume), config.trust)
     overrides = HydraConfig.get().overrides
     given = list(overrides.task)
     if distributed.launched().rank == 0:  # the others' directory is not the user's to give

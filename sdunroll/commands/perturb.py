@@ -41,17 +41,18 @@ class Seeds(NamedTuple):
 def main(config: DictConfig) -> None:
     """Perturb the run in ``config.run`` and write ``perturb/NAME.json`` into it."""
     name = checks.file_stem("name", config.name)
-    with working_in(Path(config.run), f"perturb/{name}"):
+    own = checks.folder("run", config.run)
+    with working_in(Path(own), f"perturb/{name}"):
         levels = _levels(config.levels)
         disturbances = [instantiate(config, "perturbation", level=level) for level in levels]
         count = _count(config.num_samples)
         device = set_up_torch(config)
-        run, experiment = load_best(config.run, device, config.trust)
+        run, experiment = load_best(own, device, config.trust)
         seed = seed_of(config, run)
         seeds = Seeds(seed, *(part_seed(config, part, seed) for part in ("start", "disturbance")))
         other = None
         if config.against is not None:
-            other = load_best(config.against, device, config.trust)
+            other = load_best(checks.folder("against", config.against), device, config.trust)
             _check_comparable(experiment, other[1], config.against, disturbances, seeds)
         perturb = partial(
             _perturb, disturbances=disturbances, count=count, seeds=seeds, delta=config.delta

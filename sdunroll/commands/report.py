@@ -1,5 +1,6 @@
 """``sdunroll report``: tables, figures and a page over any set of runs, from their saved results."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -45,19 +46,38 @@ def _report(records: list[Record], methods: list[Method], folder: Path) -> None:
         for record in records
         if record.metrics is not None and (notice := record.metrics.get("notice"))
     })  # fmt: skip
-    figures = {}
+    figures, written = {}, set()
     for table in tables:
         for ending, write in WRITERS.items():
-            _write(folder / "tables" / f"{table.name}.{ending}", write(table))
+            path = folder / "tables" / f"{table.name}.{ending}"
+            _write(path, write(table))
+            written.add(path)
         if table.axis is not None:
-            png, _ = curves.draw(table, folder / "figures", axis=table.axis, notices=notices)
-            figures[table.name] = png
+            drawn = curves.draw(table, folder / "figures", axis=table.axis, notices=notices)
+            figures[table.name] = drawn[0]
+            written.update(drawn)
     _write(folder / "index.html", page(tables, figures, methods, records, notices))
+    _remove_old(folder, {path.relative_to(folder).as_posix() for path in written})
     for table in tables:
         if table.name.endswith("methods"):
             print(markdown(table))
     for notice in notices:
         print(f"data: {notice}")
+
+
+def _remove_old(folder: Path, written: set[str]) -> None:
+    """Remove tables and figures that an earlier report has left here and this one has not ``written``,
+    which ``files.json`` lists."""
+    listing = folder / "files.json"
+    try:
+        before = set(json.loads(listing.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        before = set()
+    for name in before - written:
+        path = folder / str(name)
+        if path.parent in (folder / "tables", folder / "figures"):
+            path.unlink(missing_ok=True)
+    _write(listing, f"{json.dumps(sorted(written), indent=1)}\n")
 
 
 def _write(path: Path, text: str) -> None:
@@ -67,8 +87,8 @@ def _write(path: Path, text: str) -> None:
 
 def _patterns(given: object) -> list[str]:
     patterns = list(given) if isinstance(given, ListConfig) else [given]
-    if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
+    if not patterns:
         raise checks.InvalidValue(
             f"runs: expected a directory, a glob or a list of them, got {given!r}"
         )
-    return [str(pattern) for pattern in patterns]
+    return [checks.folder("runs", pattern) for pattern in patterns]

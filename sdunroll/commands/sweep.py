@@ -41,7 +41,8 @@ def standing(folder: Path, config: DictConfig, *, retry: bool) -> Run | None:
         if not retry:
             raise FailedBefore(f"failed before: {reason}; put that right and add retry=true")
         failed.forget(folder)
-    if not any((folder / "checkpoints" / f"{name}.pt").exists() for name in ("last", "previous")):
+    saved = any((folder / "checkpoints" / f"{name}.pt").exists() for name in ("last", "previous"))
+    if not finished and not saved:
         return None
     run = Run(folder)
     if run.identity != seals.identity(config):

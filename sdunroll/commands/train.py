@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from sdunroll import distributed
+from sdunroll import checks, distributed
 from sdunroll.checks import InvalidValue, boolean
 from sdunroll.commands import events, saving, sweep
 from sdunroll.commands.assemble import (
@@ -50,7 +50,11 @@ def main(config: DictConfig) -> float | None:
         _train_along(config)
         return None
     resumes = config.resume is not None  # also in a sweep, whose jobs have directories of their own
-    folder = _short(str(Run(config.resume).folder) if resumes else settings.runtime.output_dir)
+    folder = _short(
+        str(Run(checks.folder("resume", config.resume)).folder)
+        if resumes
+        else settings.runtime.output_dir
+    )
     if config.sweep is not None and not of_sweep:
         raise InvalidValue(
             f"sweep: expected -m or a launcher beside it, got sweep={config.sweep} alone; for one run "

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sdunroll import failed
-from sdunroll.checks import UserError
+from sdunroll.checks import UserError, override
 from sdunroll.lock import in_use
 from sdunroll.runs import Run, RunError
 
@@ -62,6 +62,19 @@ class Record:
         """What was typed, but for the seeds, the machine and the place."""
         given: list[str] = self.provenance.get("overrides", [])
         return sorted(item for item in given if not _is_hidden(item))
+
+    @property
+    def config_folder(self) -> list[str]:
+        """The options that name a folder of configurations of the user's own, if any."""
+        words: list[str] = self.provenance.get("command_line", [])
+        options = ("--config-dir", "-cd")
+        pairs = zip(words, [*words[1:], ""], strict=True)
+        return [
+            part
+            for word, following in pairs
+            for part in ([word, following] if word in options else [word])
+            if word in options or word.startswith("--config-dir=")
+        ]
 
     @property
     def key(self) -> str:
@@ -173,7 +186,7 @@ def _read(folder: Path) -> Record | None:
                 "call eval and perturb again"
             )
         if metrics is None:
-            notes.append(f"not evaluated: call sdunroll eval run={folder}")
+            notes.append(f"not evaluated: call sdunroll eval {override('run', folder)}")
         metrics, cost = (None, None) if "eval" in stale else (metrics, cost)
         perturbations = {name: got for name, got in perturbations.items() if name not in stale}
     config = OmegaConf.to_container(run.config)

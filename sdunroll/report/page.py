@@ -139,8 +139,9 @@ def _method(method: Method) -> str:
         calls = [("-m " if len(alone) > 1 else "", [f"seed={values}"])]
     else:  # a sweep would be of all their combinations
         calls = [("", [f"{key}={value}" for key, value in seeds]) for seeds in alone]
+    first = method.records[0]
     commands = [
-        f"sdunroll train {several}{shlex.join([*method.records[0].overrides, *seeds])}"
+        f"sdunroll train {several}{shlex.join([*first.config_folder, *first.overrides, *seeds])}"
         for several, seeds in calls
     ]
     return f"<p>{escape(method.name)}</p><pre>{escape(chr(10).join(commands))}</pre>"

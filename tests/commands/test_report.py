@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sdunroll.commands.report import _remove_old
 from sdunroll.runs import Run
 from tests.conftest import TINY, TINY_OF
 
@@ -209,6 +210,21 @@ def test_refuses(runs, sdunroll, argument, message):
     assert outcome.status == 1
     (line,) = outcome.err.strip().splitlines()
     assert message in line
+
+
+def test_tables_of_an_earlier_report_are_removed_and_no_other_files(tmp_path):
+    for name in ("tables", "figures"):
+        (tmp_path / name).mkdir()
+    names = ["tables/old.md", "tables/new.md", "figures/old.png", "tables/mine.md"]
+    for name in [*names, "notes.md"]:
+        (tmp_path / name).write_text("")
+    for damaged in ("", "[1", '{"a": 1}', "[3]"):
+        (tmp_path / "files.json").write_text(damaged)
+        _remove_old(tmp_path, {*names[:3], "../notes.md", "notes.md"})
+    _remove_old(tmp_path, {"tables/new.md"})
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"tables/new.md", "tables/mine.md", "notes.md", "files.json"}
+    assert read(tmp_path / "files.json") == ["tables/new.md"]
 
 
 def test_nothing_is_finished(sdunroll):

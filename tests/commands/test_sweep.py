@@ -18,9 +18,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from sdunroll import failed, resolvers
+from sdunroll.checks import UserError
 from sdunroll.cli import config_folder
 from sdunroll.commands import sweep
-from sdunroll.commands.opening import OF_THE_CALL
+from sdunroll.commands.opening import OF_THE_CALL, begin
 from sdunroll.lock import Busy, held
 from sdunroll.report.collect import method_key
 from sdunroll.runs import Run
@@ -78,6 +79,11 @@ def wait_for(what, seconds=60):
 
 def test_what_is_done_is_skipped_and_what_is_missing_is_made(sdunroll):
     assert sdunroll("train", "-m", *TINY, "seed=0,1", "sweep=all").status == 0
+    for path in jobs()[0].glob("checkpoints/[lp]*.pt"):  # to make room
+        path.unlink()
+    again = sdunroll("train", *TINY, f"hydra.run.dir={jobs()[0]}")
+    assert again.status == 1
+    assert "holds a finished run; take another hydra.run.dir" in again.err
     before = written()
     outcome = sdunroll("train", "-m", "sweep=all", "seed=2,0,1", *TINY)  # in another order
     assert outcome.status == 0, outcome.err
@@ -262,6 +268,14 @@ def test_how_many_jobs_run_at_once(monkeypatch, overrides, threads, gpus, jobs):
         assert resolvers.parallel_jobs(overrides, "cpu", threads) == 8
 
 
+def test_a_search_shares_the_cores_among_the_trials_that_it_asks_for(monkeypatch):
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 8)
+    search, grid = ["training.lr=interval(1e-4,1e-2)"], ["seed=0,1,2,3"]
+    assert resolvers.parallel_jobs(search, "cpu", None, 2) == 2
+    assert resolvers.parallel_jobs(search, "cpu", 3, 4) == 2
+    assert resolvers.parallel_jobs(grid, "cpu", None, 2) == 4
+
+
 def test_a_gpu_a_job(tmp_path, monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
@@ -279,15 +293,25 @@ def test_a_gpu_a_job(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")  # of Optuna's, of the versions that it uses
-def test_optuna_minimises_the_loss_of_the_best_feasible_epoch(sdunroll):
+def test_optuna_minimises_the_loss_of_the_best_feasible_epoch(sdunroll, monkeypatch):
+    begun = []
+
+    def fail_first(*arguments):
+        begun.append(arguments)
+        if len(begun) == 1:
+            raise UserError("the loss is not finite")
+        return begin(*arguments)
+
+    monkeypatch.setattr("sdunroll.commands.train.begin", fail_first)
     search = "training.lr=tag(log,interval(1e-4,1e-2))"
-    call = ["train", "sweeper=optuna", "hydra.sweeper.n_trials=2", "sweep=all", *TINY, search]
+    call = ["train", "sweeper=optuna", "hydra.sweeper.n_trials=3", "sweep=all", *TINY, search]
     outcome = sdunroll(*call)
     assert outcome.status == 0, outcome.err
+    assert outcome.err.count("error: job 0") == 1  # which does not end the search
     best = OmegaConf.load("all/optimization_results.yaml").best_value
     found = []
-    for folder in Path("all").glob("*lr-*"):
-        run = Run(folder)
+    for summary in Path("all").glob("*lr-*/summary.json"):
+        run = Run(summary.parent)
         epoch = run.read_json("summary.json")["best_epoch"]
         row = run.history()[epoch - 1]
         found.append(row["val_loss"] + 1e6 * (1 - row["feasible"]))

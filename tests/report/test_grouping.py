@@ -39,6 +39,20 @@ def test_pictures_of_another_folder_are_another_method_unless_a_checksum_makes_t
     assert len(blocks(methods(records))) == len(expected)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--config-dir", "mine", "seed=1"], ["--config-dir", "mine"]),
+        (["seed=1", "-cd", "mine"], ["-cd", "mine"]),
+        (["--config-dir=mine"], ["--config-dir=mine"]),
+        (["seed=1"], []),
+    ],
+)
+def test_the_folder_of_configurations_is_part_of_how_to_repeat(given, expected):
+    run = Record(Path("run"), {"seed": 0}, {"command_line": ["sdunroll train", *given]})
+    assert run.config_folder == expected
+
+
 def test_of_runs_with_the_same_seed_the_last_counts_and_the_other_is_named():
     first, last, other = record("first"), record("last"), record("other", seed=1)
     assert runs_of([first, last, other]) == [["last", "other"]]
