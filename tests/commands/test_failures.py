@@ -205,7 +205,13 @@ def test_a_directory_whose_run_saved_no_epoch_can_be_trained_in(sdunroll, monkey
 
 def test_a_run_directory_is_not_overwritten(sdunroll, run):
     outcome = sdunroll("train", *TINY, f"hydra.run.dir={run}")
-    check(outcome, "holds a run already")
+    check(outcome, "holds a finished run; take another hydra.run.dir")
+    (run / "summary.json").unlink()
+    outcome = sdunroll("train", *TINY, f"hydra.run.dir={run}")
+    check(
+        outcome,
+        f"holds a run already; take another hydra.run.dir, or go on with `sdunroll train resume={run}`",
+    )
 
 
 def test_unknown_command(sdunroll):

@@ -117,7 +117,7 @@ def test_the_same_results_give_the_same_report(runs, sdunroll):
     for folder in ("one", "two"):
         sdunroll("report", f"runs={runs}", f"hydra.run.dir={folder}")
     files = sorted(path for path in Path("one").rglob("*") if path.is_file())
-    assert len(files) == 15 + 4 + 1
+    assert len(files) == 15 + 4 + 2
     for path in files:
         assert path.read_bytes() == (Path("two") / path.relative_to("one")).read_bytes(), path
 
@@ -201,7 +201,8 @@ def test_pictures(sdunroll):
     [
         ("runs=nowhere", "runs: expected run directories at or below nowhere, found none"),
         ("runs=[runs/c0,runs/nope]", "run directories at or below runs/nope, found none"),
-        ("runs=3", "runs: expected a directory, a glob or a list of them, got 3"),
+        ("runs=3", "runs: expected run directories at or below 3, found none"),
+        ("runs=true", "runs: expected a directory, got True"),
         ("runs=[]", "runs: expected a directory"),
     ],
 )
