@@ -52,7 +52,9 @@ def measure(
     start = torch.zeros(batch, atoms)
 
     def iterate() -> object:
-        iterates = fista(dictionary, obs, 0.1, start=start, constant=problem.lipschitz)
+        iterates = fista(
+            dictionary, obs, 0.1, start=start, constant=problem.lipschitz, gram=problem.gram
+        )
         return next(islice(iterates, LAYERS, None))
 
     ours, theirs = [], []

@@ -31,6 +31,7 @@ class SparseCoding(Problem):
 
     dictionary: Tensor
     alpha: Tensor
+    gram: Tensor | None
 
     def __init__(
         self, dictionary: Tensor, *, alpha: float, solver: str = "admm", cache: Cache | None = None
@@ -41,6 +42,10 @@ class SparseCoding(Problem):
         self.register_buffer("dictionary", dictionary)
         self.register_buffer("alpha", torch.tensor(value, dtype=torch.float64))
         self.lipschitz = solvers.lipschitz(dictionary)
+        features, atoms = dictionary.shape
+        # for classical solvers, which are faster by it, as networks have their weights made beforehand
+        gram = dictionary.T @ dictionary if atoms <= 2 * features else None
+        self.register_buffer("gram", gram, persistent=False)
         self.cache = cache or Cache(None)
 
     def instances(
@@ -141,7 +146,12 @@ class SparseCoding(Problem):
         start = obs.new_zeros(len(obs), self.dictionary.shape[1])
         return {
             name: solver(
-                self.dictionary, obs, float(self.alpha), start=start, constant=self.lipschitz
+                self.dictionary,
+                obs,
+                float(self.alpha),
+                start=start,
+                constant=self.lipschitz,
+                gram=self.gram,
             )
             for name, solver in (("ista", solvers.ista), ("fista", solvers.fista))
         }
