@@ -50,11 +50,10 @@ def main(config: DictConfig) -> float | None:
         _train_along(config)
         return None
     resumes = config.resume is not None  # also in a sweep, whose jobs have directories of their own
-    folder = _short(
-        str(Run(checks.folder("resume", config.resume)).folder)
-        if resumes
-        else settings.runtime.output_dir
-    )
+    output = settings.runtime.output_dir
+    if resumes:
+        output = str(Run(checks.folder("resume", config.resume)).folder)
+    folder = _short(output)
     if config.sweep is not None and not of_sweep:
         raise InvalidValue(
             f"sweep: expected -m or a launcher beside it, got sweep={config.sweep} alone; for one run "

@@ -128,9 +128,7 @@ class InverseImaging(Problem):
         similarity = None
         if min(y.shape[-2:]) >= SMALLEST_WINDOW:
             similarity = _similarity(y, batch.target)  # (K, B, H, W)
-            border = (
-                _window(y.shape) // 2
-            )  # of the map, where windows reach over the picture's edge
+            border = _window(y.shape) // 2  # where windows reach over the picture's edge
             inside = slice(border, -border)
             found["ssim"] = similarity[..., inside, inside].mean((-2, -1))
         known = self.operator.known(batch.obs)
