@@ -3,6 +3,7 @@
 Legend: L layers, B instances, n unknowns.
 """
 
+import copy
 from typing import Any, Literal
 
 import torch
@@ -125,6 +126,30 @@ class InputNoise(Perturbation):
             noise = noise * torch.linspace(0, 2, signals.shape[-1]).to(signals)
         shifted = signals + self.level * noise
         return shifted if value_range is None else shifted.clamp(*value_range)
+
+
+class MeasurementNoise(Perturbation):
+    """Inverse problems whose measurements have white noise of standard deviation level, of the same
+    directions at each level, in place of that of the training; masks stay as they are."""
+
+    replaces_observations = True
+
+    def instances(
+        self,
+        problem: Problem,
+        signals: Tensor,
+        generator: torch.Generator,
+        value_range: tuple[float, float] | None,
+    ) -> Batch:
+        """Errors: :class:`checks.InvalidValue` for another problem."""
+        if not isinstance(problem, InverseImaging):
+            raise checks.InvalidValue(
+                "perturbation: expected a run of an inverse problem for other noise of its measurements, "
+                f"got {type(problem).__name__}; take perturbation=input_noise or snr"
+            )
+        operator = copy.deepcopy(problem.operator)
+        operator.noise = (self.level, self.level)
+        return InverseImaging(operator).instances(signals)
 
 
 class MaskChange(Perturbation):

@@ -327,6 +327,7 @@ UNDISTURBED_AND_DISTURBED = {
     "mask_moved": (0, 1),
     "mask_pixels": (0.1, 0.5),
     "mask_size": (4, 2),
+    "measurement_noise": (0, 0.1),
     "coefficients": (1, 0),
     "snr": (20, 10),
     "sparsity": (0.1, 0.2),
@@ -356,8 +357,8 @@ def test_perturbation(choice, problem):
         return run(experiment, batch.obs, perturb=perturb).states
 
     neutral, other = UNDISTURBED_AND_DISTURBED.get(choice, (0, 2))
-    if choice.startswith("mask") and problem != "glow_prox":
-        with pytest.raises(InvalidValue, match="expected a run of inpainting"):
+    if choice.startswith(("mask", "measurement")) and problem != "glow_prox":
+        with pytest.raises(InvalidValue, match="expected a run of (inpainting|an inverse problem)"):
             disturbed(other)
         return
     if choice in OF_RECOVERY and problem != "synthetic":

@@ -7,9 +7,10 @@ from sdunroll.perturbations import (
     InputNoise,
     LayerNoise,
     MaskChange,
+    MeasurementNoise,
     random_direction,
 )
-from sdunroll.problems import Inpainting, InverseImaging
+from sdunroll.problems import Deblurring, Inpainting, InverseImaging
 from sdunroll.randomness import generator
 from tests.conftest import make_batch, make_problem
 
@@ -122,6 +123,31 @@ def test_another_mask(vary, level, missing):
     assert torch.equal(batch.target, signals)
     same = torch.equal(batch.obs, problem.instances(signals).obs)
     assert not same
+
+
+@pytest.mark.parametrize(
+    "operator", [Inpainting(mask="random_box", size=[2, 5], noise=0.3), Deblurring(sigma=0.8)]
+)
+def test_noise_of_the_measurements_in_place_of_the_trainings(operator):
+    problem = InverseImaging(operator)
+    signals = torch.rand(3, 3, 10, 10, generator=generator(0, "x"))
+    none, one, two = (
+        MeasurementNoise(level).instances(problem, signals, generator(0, "n"), (0.0, 1.0))
+        for level in (0, 0.1, 0.2)
+    )
+    x = operator.measurement(none.obs)
+    assert torch.allclose(x, operator(signals, none.obs))
+    noise = operator.measurement(one.obs) - x
+    assert torch.allclose(operator.measurement(two.obs) - x, 2 * noise, atol=1e-6)
+    assert noise[noise != 0].std().item() == pytest.approx(0.1, rel=0.1)
+    if operator.known(none.obs) is not None:
+        assert torch.equal(operator.known(one.obs), operator.known(problem.instances(signals).obs))
+    assert torch.equal(one.target, signals)
+
+
+def test_noise_of_measurements_is_for_inverse_problems(setting):
+    with pytest.raises(InvalidValue, match="perturbation: expected a run of an inverse problem"):
+        MeasurementNoise(0.1).instances(setting[0], setting[1].obs, generator(0, "n"), None)
 
 
 def other_mask(level, operator=None, **settings):
