@@ -358,7 +358,9 @@ def test_perturbation(choice, problem):
 
     neutral, other = UNDISTURBED_AND_DISTURBED.get(choice, (0, 2))
     if choice.startswith(("mask", "measurement")) and problem != "glow_prox":
-        with pytest.raises(InvalidValue, match=r"expected a run of (inpainting|an inverse problem)"):
+        with pytest.raises(
+            InvalidValue, match=r"expected a run of (inpainting|an inverse problem)"
+        ):
             disturbed(other)
         return
     if choice in OF_RECOVERY and problem != "synthetic":
