@@ -92,6 +92,14 @@ PARTS = {
     ],
     "inference": [
         long("long_objective", *CONSTRAINED, "constraint=objective"),
+        # whose answer takes 0.6 of the multiplications
+        long(
+            "long_objective_tied",
+            *CONSTRAINED,
+            "constraint=objective",
+            "constraint.epsilon=0.15",
+            "network.tied=true",
+        ),
     ],
     "samples": [with_samples(count) for count in (500, 1000, 2000, 4000)],
     "paper_methods": methods(
