@@ -27,7 +27,7 @@ def explain(error: Exception, configs: Path, command: str, arguments: list[str])
     if plugin := re.search(r"Could not find 'hydra/(\w+/\w+)'", text):
         return _missing_plugin(plugin.group(1), text)
     if choice := re.search(r"Could not find '([^']+)'", text):
-        return _unknown_choice(choice.group(1), [configs, *_own_configs(arguments)])
+        return _unknown_choice(choice.group(1), [configs, *own_configs(arguments)])
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override, command)
     return f"{text} (see sdunroll {command} --help)"
@@ -75,8 +75,8 @@ def _unknown_key(key: str, configs: Path, command: str) -> str:
     return f"{key}: no such key{hint} (sdunroll {command} --cfg job shows all keys)"
 
 
-def _own_configs(arguments: list[str]) -> list[Path]:
-    """The folder that the user gave with ``--config-dir``, if any."""
+def own_configs(arguments: list[str]) -> list[Path]:
+    """The folders that the user gave with ``--config-dir``, if any."""
     pairs = zip(arguments, [*arguments[1:], ""], strict=False)
     return [
         Path(following if argument in ("--config-dir", "-cd") else argument.split("=", 1)[1])

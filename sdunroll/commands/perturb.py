@@ -98,14 +98,14 @@ def _check_comparable(
     """Errors: runs whose test instances differ, so that their distances cannot be compared; where a
     perturbation replaces the observations, by what a run's own settings still do to the new ones."""
     obs, target = zip(experiment.instances("test"), other.instances("test"), strict=True)
-    pairs = [target, obs]
-    if disturbances[0].replaces_observations:
-        both = [one.source.signals("test")[:COMPARED] for one in (experiment, other)]
-        pairs = [target]
+    pairs = [target]
+    if not disturbances[0].replaces_observations:
+        pairs.append(obs)
+    else:
         for disturbance in disturbances:
             made = [
-                _disturbed(one, signals, disturbance, seeds)
-                for one, signals in zip((experiment, other), both, strict=True)
+                _disturbed(one, one.source.signals("test")[:COMPARED], disturbance, seeds)
+                for one in (experiment, other)
             ]
             pairs += zip(*made, strict=True)
     if not all(one.shape == two.shape and torch.equal(one, two) for one, two in pairs):

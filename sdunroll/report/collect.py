@@ -13,6 +13,7 @@ from sdunroll import failed
 from sdunroll.checks import UserError, override
 from sdunroll.lock import in_use
 from sdunroll.runs import Run, RunError
+from sdunroll.suggest import own_configs
 
 # settings that do not make another method
 OWN = (
@@ -66,15 +67,8 @@ class Record:
     @property
     def config_folder(self) -> list[str]:
         """The options that name a folder of configurations of the user's own, if any."""
-        words: list[str] = self.provenance.get("command_line", [])
-        options = ("--config-dir", "-cd")
-        pairs = zip(words, [*words[1:], ""], strict=True)
-        return [
-            part
-            for word, following in pairs
-            for part in ([word, following] if word in options else [word])
-            if word in options or word.startswith("--config-dir=")
-        ]
+        folders = own_configs(self.provenance.get("command_line", []))
+        return [word for folder in folders for word in ("--config-dir", str(folder))]
 
     @property
     def key(self) -> str:

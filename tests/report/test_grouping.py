@@ -43,8 +43,8 @@ def test_pictures_of_another_folder_are_another_method_unless_a_checksum_makes_t
     ("given", "expected"),
     [
         (["--config-dir", "mine", "seed=1"], ["--config-dir", "mine"]),
-        (["seed=1", "-cd", "mine"], ["-cd", "mine"]),
-        (["--config-dir=mine"], ["--config-dir=mine"]),
+        (["seed=1", "-cd", "mine"], ["--config-dir", "mine"]),
+        (["--config-dir=mine"], ["--config-dir", "mine"]),
         (["seed=1"], []),
     ],
 )
