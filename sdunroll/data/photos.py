@@ -18,6 +18,7 @@ COLOR = ("astronaut", "chelsea", "coffee", "rocket")
 GREY = ("camera", "brick", "grass", "gravel", "coins")
 CUTS = {"train": (0.0, 0.7), "val": (0.7, 0.85), "test": (0.85, 1.0)}
 FLAT = 5 / 255  # crops whose standard deviation is below this carry no structure to learn from
+CROPS_AT_ONCE = 1000  # looked at, to bound the memory
 HALF_UP_TO = 32  # crops up to this side are also taken from the half-resolution copy
 
 
@@ -64,17 +65,23 @@ def random_crops(
     ]
     ends = np.cumsum([view.shape[0] * view.shape[1] for view in windows])
     kept: list[np.ndarray] = []
-    while len(kept) < count:
-        positions = torch.randint(int(ends[-1]), (count,), generator=generator).numpy()
-        for position in positions:
-            which = int(np.searchsorted(ends, position, side="right"))
-            row, column = divmod(
-                int(position - (ends[which - 1] if which else 0)), windows[which].shape[1]
-            )
-            crop = windows[which][row, column]
-            if crop.std((1, 2)).max() >= FLAT:  # a colour alone is no structure
-                kept.append(crop)
-    return np.stack(kept[:count])
+    while sum(map(len, kept)) < count:
+        positions = torch.randint(int(ends[-1]), (count,), generator=generator)
+        for some in positions.split(CROPS_AT_ONCE):
+            crops = _crops(windows, ends, some.numpy())
+            kept.append(crops[crops.std((2, 3)).max(1) >= FLAT])  # a colour alone is no structure
+    return np.concatenate(kept)[:count]
+
+
+def _crops(windows: list[np.ndarray], ends: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """The windows at ``positions`` (K,) among all of them, one area after the other, (K, C, S, S)."""
+    crops = np.empty((len(positions), *windows[0].shape[2:]), windows[0].dtype)
+    area = np.searchsorted(ends, positions, side="right")
+    for index, view in enumerate(windows):
+        mine = area == index
+        first = ends[index] - view.shape[0] * view.shape[1]
+        crops[mine] = view[np.divmod(positions[mine] - first, view.shape[1])]
+    return crops
 
 
 class Photos(Source):
