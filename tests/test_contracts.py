@@ -2,6 +2,8 @@
 
 import dataclasses
 from contextlib import suppress
+from copy import deepcopy
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,11 +43,16 @@ def fields(experiment):
     } | {"instances": experiment.instances}
 
 
-def composed(*overrides: str, command: str = "train"):
+@cache
+def composed_once(command: str, *overrides: str):
     cli.register_resolvers()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose(command, overrides=list(overrides), return_hydra_config=True)
-        HydraConfig.instance().set_config(config)
+        return compose(command, overrides=list(overrides), return_hydra_config=True)
+
+
+def composed(*overrides: str, command: str = "train"):
+    config = deepcopy(composed_once(command, *overrides))
+    HydraConfig.instance().set_config(config)
     return config
 
 
@@ -173,6 +180,7 @@ def test_problem_restores_from_its_state(built, request):
     assert torch.equal(again.problem.objective(y, batch.obs), built.problem.objective(y, batch.obs))
 
 
+@cache
 def overrides_of(network: str) -> list[str]:
     """The overrides of a tiny run of this network, on the first problem that it takes, if there is one
     on that of its own name."""
