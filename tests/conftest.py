@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -207,5 +208,37 @@ def sdunroll(
                     logging.getLogger(name).removeHandler(handler)
                     handler.close()
         return Outcome(status, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def _trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str, ...], Path]]:
+    """Where the runs of :func:`train_once` are kept, and each one's directory by its overrides."""
+    return tmp_path_factory.mktemp("trained"), {}
+
+
+@pytest.fixture
+def train_once(
+    sdunroll: Callable[..., Outcome],
+    tmp_path: Path,
+    _trained: tuple[Path, dict[tuple[str, ...], Path]],
+) -> Callable[..., Path]:
+    """The run directory of a training with these overrides. Only the first call of the session trains; the
+    others get copies of the folder that it was called in and of its cache."""
+    folder, runs = _trained
+
+    def call(*overrides: str) -> Path:
+        if overrides not in runs:
+            outcome = sdunroll("train", *overrides)
+            assert outcome.status == 0, outcome.err
+            for made in (tmp_path / "work", tmp_path / "cache"):
+                if made.exists():
+                    shutil.copytree(made, folder / str(len(runs)) / made.name)
+            runs[overrides] = outcome.run
+        else:
+            kept = folder / str(list(runs).index(overrides))
+            shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+        return runs[overrides]
 
     return call

@@ -130,8 +130,8 @@ def test_trust_is_a_list_of_packages(given):
 
 
 @pytest.fixture
-def run(sdunroll):
-    return sdunroll("train", *TINY, "training.epochs=3", "training.stop_after=1").run
+def run(train_once):
+    return train_once(*TINY, "training.epochs=3", "training.stop_after=1")
 
 
 def put(run, key, value):

@@ -81,7 +81,7 @@ class Admm:
         dictionary: D, (m, n). obs: x, (B, m). alpha: weight of the l1 norm.
     """
 
-    check_every = 50  # iterations between certificates; polishing for one costs as much as all of them
+    check_every = 50  # iterations between certificates, each of which costs about as much
     search_after = 200  # iterations, for what is left then a search one by one is faster
 
     def __init__(self, dictionary: Tensor, obs: Tensor, alpha: float) -> None:

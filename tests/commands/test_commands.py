@@ -18,10 +18,8 @@ from tests.conftest import TINY
 
 
 @pytest.fixture
-def trained(sdunroll):
-    outcome = sdunroll("train", *TINY)
-    assert outcome.status == 0, outcome.err
-    return outcome.run
+def trained(train_once):
+    return train_once(*TINY)
 
 
 def read(path):

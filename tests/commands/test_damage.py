@@ -22,8 +22,8 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture
-def run(sdunroll):
-    return sdunroll("train", *TINY).run
+def run(train_once):
+    return train_once(*TINY)
 
 
 def error_of(outcome):

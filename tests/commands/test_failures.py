@@ -114,8 +114,8 @@ def test_eval_and_perturb_refuse(sdunroll, tmp_path, arguments, parts):
 
 
 @pytest.fixture
-def run(sdunroll):
-    return sdunroll("train", *TINY).run
+def run(train_once):
+    return train_once(*TINY)
 
 
 def test_a_file_of_a_run_is_no_run(sdunroll, run):

@@ -13,10 +13,8 @@ GLOW = TINY_OF["glow_prox"]
 
 
 @pytest.fixture
-def trained(sdunroll):
-    outcome = sdunroll("train", *GLOW)
-    assert outcome.status == 0, outcome.err
-    return outcome.run
+def trained(train_once):
+    return train_once(*GLOW)
 
 
 def read(path):

@@ -10,10 +10,8 @@ RECOVERY = TINY_OF["synthetic"]
 
 
 @pytest.fixture
-def trained(sdunroll):
-    outcome = sdunroll("train", *RECOVERY)
-    assert outcome.status == 0, outcome.err
-    return outcome.run
+def trained(train_once):
+    return train_once(*RECOVERY)
 
 
 def read(path):
