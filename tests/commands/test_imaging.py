@@ -9,6 +9,9 @@ import torch
 
 from tests.conftest import TINY_OF
 
+# drawn they are in the tour of the README and by the reproduce scripts
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 GLOW = TINY_OF["glow_prox"]
 
 
@@ -83,7 +86,6 @@ def test_runs_on_other_masks_are_compared_on_the_same_one(trained, sdunroll):
     assert moved.status == 0, moved.err
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_runs_whose_settings_make_the_new_observations_others_are_not_compared(trained, sdunroll):
     def against(change, *settings):
         name = change.split("=")[0]
