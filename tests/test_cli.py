@@ -144,6 +144,7 @@ def test_the_tour_of_the_readme(sdunroll, problem):
         assert outcome.status == 0, (arguments, outcome.err)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_plug_in_of_the_readme(sdunroll, tmp_path):
     """The example as it stands: one file, one yaml, trained, evaluated, perturbed."""
     folder = tmp_path / "work"
@@ -187,6 +188,7 @@ def test_the_constraint_and_the_perturbation_of_the_readme(sdunroll, tmp_path):
     assert (outcome.run / "perturb" / "dropout.json").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_operator_of_the_readme(sdunroll, tmp_path):
     """Its adjoint too, since the text says that A is its own."""
     folder = tmp_path / "work"
@@ -208,6 +210,7 @@ def test_the_operator_of_the_readme(sdunroll, tmp_path):
     assert left.item() == pytest.approx(right.item())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_problem_of_the_readme(sdunroll, tmp_path):
     """Own data, problem and network as they stand there, and the gradient as finite differences have it."""
     folder = tmp_path / "work"

@@ -105,6 +105,7 @@ def test_eval(trained, sdunroll):
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_pictured_instances_start_where_they_were_measured_from(trained, sdunroll, monkeypatch):
     drawn = {}
     monkeypatch.setattr(
@@ -127,6 +128,7 @@ def test_the_pictured_instances_start_where_they_were_measured_from(trained, sdu
     assert read(trained / "eval" / "metrics.json")["baseline_samples"] == 40
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_eval_is_the_same_twice(trained, sdunroll):
     sdunroll("eval", f"run={trained}")
     first = (trained / "eval" / "metrics.json").read_text()
@@ -134,6 +136,7 @@ def test_eval_is_the_same_twice(trained, sdunroll):
     assert (trained / "eval" / "metrics.json").read_text() == first
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_eval_needs_no_cache(trained, sdunroll, monkeypatch, tmp_path):
     """The dictionary is in the checkpoint; the optima are solved again."""
     sdunroll("eval", f"run={trained}")
@@ -143,6 +146,7 @@ def test_eval_needs_no_cache(trained, sdunroll, monkeypatch, tmp_path):
     assert (trained / "eval" / "metrics.json").read_text() == first
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_eval_of_signals_that_are_no_pictures(sdunroll):
     run = sdunroll(
         "train",

@@ -54,6 +54,7 @@ def test_a_shift_of_other_runs_is_refused_in_one_line(sdunroll):
     assert len(outcome.err.strip().splitlines()) == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_report_compares_networks_by_nmse(sdunroll, trained):
     other = sdunroll("train", *RECOVERY, "network=lista_cp").run
     for run in (trained, other):
