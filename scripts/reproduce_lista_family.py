@@ -140,7 +140,7 @@ def table(found: Found, part: str) -> str:
     """Markdown, a row a network and method, then the classical solvers: NMSE in dB, means over the
     seeds, in brackets the difference to the standard network."""
     header = ["network", "method", "NMSE", "mean of samples", "layers that descend", "feasible"]
-    header += [*COLUMNS.values(), "published"]
+    header += [*COLUMNS.values(), *["published"] * (part == "noiseless")]
     lines = [header]
     classical: dict[str, float] = {}
     for name, (title, _) in NETWORKS.items():
@@ -164,8 +164,9 @@ def table(found: Found, part: str) -> str:
                     for some in (runs, peer)
                 )
                 cells.append(_with_difference(ours, theirs) if ours else "")
-            shown = PUBLISHED.get(name, (None, None)) if part == "noiseless" else (None, None)
-            cells.append(" / ".join("-" if value is None else f"{value:g}" for value in shown))
+            if part == "noiseless":
+                shown = PUBLISHED.get(name, (None, None))
+                cells.append(" / ".join("-" if value is None else f"{value:g}" for value in shown))
             lines.append(cells)
     lines += [
         [solver, "classical", f"{value:.1f}", *[""] * (len(header) - 3)]
@@ -187,7 +188,7 @@ def picture(found: Found, part: str, path: Path) -> None:
     """NMSE after each layer, one curve a network, without constraints and with them."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     lines, markers = ("-", "--", "-.", ":"), "osD^vP*Xh<>"
     for axes, method in zip(panels, ("standard", "constrained"), strict=True):
@@ -203,7 +204,7 @@ def picture(found: Found, part: str, path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("NMSE (dB), ratio of means")
-    panels[1].legend(fontsize=7, ncols=2)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=110)
 
 

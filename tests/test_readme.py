@@ -14,7 +14,17 @@ README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
-    "name", ["lista", "settings", "inference", "glow_prox", "lista_family", "samples", "withstand"]
+    "name",
+    [
+        "lista",
+        "settings",
+        "inference",
+        "glow_prox",
+        "lista_family",
+        "lista_family_snr_20",
+        "samples",
+    ]
+    + ["withstand"],
 )
 def test_the_tables_of_results_are_those_that_the_scripts_wrote(name):
     tables = (ROOT / "outputs" / "reference" / f"{name}.md").read_text().strip().split("\n\n")
