@@ -79,6 +79,21 @@ def test_crops_are_real_crops_and_not_flat():
     assert crops.flatten(1).std(1, unbiased=False).min() >= photos.FLAT
 
 
+def test_crops_are_the_windows_at_the_positions_drawn(monkeypatch):
+    """In that order, in every area, more than are looked at at once."""
+    monkeypatch.setattr(photos, "CROPS_AT_ONCE", 7)
+    areas = [area[:20, :30] for area in numbered_pictures(color=False).values()]
+    windows = [
+        area[row : row + 8, column : column + 8].transpose(2, 0, 1)
+        for area in areas
+        for row in range(13)
+        for column in range(23)
+    ]
+    drawn = torch.randint(len(windows), (40,), generator=torch.Generator().manual_seed(0))
+    crops = photos.random_crops(areas, 8, 40, torch.Generator().manual_seed(0))
+    assert np.array_equal(crops, [windows[position] for position in drawn])
+
+
 def test_flat_areas_are_left_out():
     flat_beside_noise = np.concatenate([np.zeros((20, 60, 1)), np.eye(20)[..., None]], axis=1)
     crops = photos.random_crops([flat_beside_noise], 8, 50, torch.Generator().manual_seed(0))
