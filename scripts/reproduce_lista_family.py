@@ -140,7 +140,9 @@ def table(found: Found, part: str) -> str:
     """Markdown, a row a network and method, then the classical solvers: NMSE in dB, means over the
     seeds, in brackets the difference to the standard network."""
     header = ["network", "method", "NMSE", "mean of samples", "layers that descend", "feasible"]
-    header += [*COLUMNS.values(), *["published"] * (part == "noiseless")]
+    header += COLUMNS.values()
+    if part == "noiseless":
+        header.append("published")
     lines = [header]
     classical: dict[str, float] = {}
     for name, (title, _) in NETWORKS.items():

@@ -5,8 +5,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +14,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import pytest
 import torch
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
-from hydra.plugins.config_source import ConfigResult
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdunroll import cli
@@ -72,23 +69,6 @@ TINY_OF = {
 def _threads() -> None:
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(1 if workers > 1 else min(2, os.cpu_count() or 1))
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _own_configs_are_read_once() -> Iterator[None]:
-    """Not at each composition, a quarter of whose time it takes."""
-    load, found = FileConfigSource.load_config, {}
-
-    def load_once(source: FileConfigSource, config_path: str) -> ConfigResult:
-        if not source.path.endswith(str(cli.config_folder())):
-            return load(source, config_path)
-        if config_path not in found:
-            found[config_path] = load(source, config_path)
-        return deepcopy(found[config_path])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FileConfigSource, "load_config", load_once)
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -213,32 +193,33 @@ def sdunroll(
 
 
 @pytest.fixture(scope="session")
-def _trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[str, ...], Path]]:
-    """Where the runs of :func:`train_once` are kept, and each one's directory by its overrides."""
-    return tmp_path_factory.mktemp("trained"), {}
+def _trained() -> dict[tuple[str, ...], tuple[Path, Path]]:
+    """Of :func:`train_once`, by the overrides: the run directory and where a copy is kept."""
+    return {}
 
 
 @pytest.fixture
 def train_once(
     sdunroll: Callable[..., Outcome],
     tmp_path: Path,
-    _trained: tuple[Path, dict[tuple[str, ...], Path]],
+    tmp_path_factory: pytest.TempPathFactory,
+    _trained: dict[tuple[str, ...], tuple[Path, Path]],
 ) -> Callable[..., Path]:
     """The run directory of a training with these overrides. Only the first call of the session trains; the
-    others get copies of the folder that it was called in and of its cache."""
-    folder, runs = _trained
+    others get copies of its run directory and its cache."""
 
     def call(*overrides: str) -> Path:
-        if overrides not in runs:
+        if overrides not in _trained:
             outcome = sdunroll("train", *overrides)
             assert outcome.status == 0, outcome.err
-            for made in (tmp_path / "work", tmp_path / "cache"):
-                if made.exists():
-                    shutil.copytree(made, folder / str(len(runs)) / made.name)
-            runs[overrides] = outcome.run
-        else:
-            kept = folder / str(list(runs).index(overrides))
-            shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
-        return runs[overrides]
+            kept = tmp_path_factory.mktemp("trained")
+            for made in (Path("work") / outcome.run, Path("cache")):
+                if (tmp_path / made).exists():  # of faces nothing is cached
+                    shutil.copytree(tmp_path / made, kept / made)
+            _trained[overrides] = outcome.run, kept
+            return outcome.run
+        run, kept = _trained[overrides]
+        shutil.copytree(kept, tmp_path, dirs_exist_ok=True)
+        return run
 
     return call
