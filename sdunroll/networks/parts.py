@@ -35,12 +35,36 @@ def soft(v: Tensor, theta: Tensor) -> Tensor:
     return _SoftThreshold.apply(v, theta)
 
 
+class _Exceeds(torch.autograd.Function):
+    """1 where size > theta, 0 elsewhere; the gradient is that of a ramp of half-width BAND theta."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, size: Tensor, theta: Tensor) -> Tensor:
+        ctx.save_for_backward(size, theta)
+        return (size > theta).to(size.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        size, theta = ctx.saved_tensors  # type: ignore[attr-defined]
+        half = BAND * theta
+        slope = torch.where((size - theta).abs() < half, grad / (2 * half), 0.0)  # (B, n)
+        return slope, -slope.sum_to_size(theta.shape)
+
+
 def select_support(v: Tensor, theta: Tensor, count: int | Tensor) -> Tensor:
     """Soft thresholding that leaves the ``count`` largest entries of each instance as they are.
 
-    Those that are at most theta become 0 all the same. Reference: Chen, Liu, Wang, Yin, "Theoretical
-    Linear Convergence of Unfolded ISTA and Its Practical Weights and Thresholds", section 3.2,
-    https://arxiv.org/abs/1808.10038.
+    Those that are at most theta become 0 all the same: an entry among the largest is v 1{|v| > theta}.
+    That jump has no derivative, but moves the mean over many instances, and without it thresholds are
+    trained as if they let nothing in or out: in noise they sink, and the loss rises. So the gradient takes
+    the step for a ramp from (1 - BAND) theta to (1 + BAND) theta, which is a kernel estimate of the
+    density of entries at theta times the jump.
+
+    References: Chen, Liu, Wang, Yin, "Theoretical Linear Convergence of Unfolded ISTA and Its Practical
+    Weights and Thresholds", section 3.2, https://arxiv.org/abs/1808.10038; for the gradient, Neftci,
+    Mostafa, Zenke, "Surrogate Gradient Learning in Spiking Neural Networks",
+    https://arxiv.org/abs/1901.09948.
 
     Args:
         v: (B, n). theta: as in :func:`soft`. count: one number or one for each instance, (B, 1).
@@ -48,14 +72,13 @@ def select_support(v: Tensor, theta: Tensor, count: int | Tensor) -> Tensor:
     most = int(count.max()) if isinstance(count, Tensor) else count
     if most < 1:
         return soft(v, theta)
-    size = v.detach().abs()
-    largest = size.topk(most, dim=1).values
+    size = v.abs()
+    largest = size.detach().topk(most, dim=1).values
     if isinstance(count, Tensor):
         least = largest.gather(1, (count - 1).clamp_min(0)).masked_fill(count < 1, torch.inf)
     else:
         least = largest[:, -1:]  # (B, 1)
-    trusted = (size >= least) & (size > theta)
-    return soft(v, torch.where(trusted, 0.0, theta))
+    return torch.where(size >= least, v * _Exceeds.apply(size, theta), soft(v, theta))
 
 
 def selected(num_layers: int, atoms: int, *, share: float, most: float) -> list[int]:
@@ -79,6 +102,7 @@ def analytic_weight(dictionary: Tensor) -> Tensor:
     return (raw / torch.where(scale > 0, scale, 1.0)).to(dictionary.dtype)
 
 
+BAND = 0.2  # of a threshold: how far from it entries still say what it lets through, in the gradient
 THRESHOLD, DECAY = 0.5, 0.8  # of thresholds at the start: in layer 1, and from layer to layer
 RATE = 20.0  # by which scalars learn faster than entries of matrices, at one step for all
 

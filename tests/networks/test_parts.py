@@ -4,7 +4,9 @@ import torch
 
 from sdunroll.checks import InvalidValue
 from sdunroll.data import gaussian_dictionary
+from sdunroll.networks import parts
 from sdunroll.networks.parts import (
+    BAND,
     Positive,
     analytic_weight,
     first_thresholds,
@@ -54,9 +56,32 @@ def test_support_selection_with_a_count_for_each_instance():
 
 
 def test_support_selection_gradients_by_finite_differences():
-    v, theta = drawn(4, 5).requires_grad_(), torch.full((1,), 0.4, dtype=torch.float64)
+    """Where no entry is near theta."""
+    v, theta = drawn(4, 5), torch.full((1,), 0.4, dtype=torch.float64)
+    v = torch.where((v.abs() - theta).abs() < 1.1 * BAND * theta, 2 * v, v).requires_grad_()
     theta.requires_grad_()
     assert torch.autograd.gradcheck(lambda a, b: select_support(a, b, 2), (v, theta))
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_support_selection_gradients_are_those_of_the_mean(each, monkeypatch):
+    """The mean over many instances changes smoothly with theta and the scale of v, though each of them
+    jumps: by finite differences, which the estimate approaches as its band gets narrow."""
+    monkeypatch.setattr(parts, "BAND", 0.02)
+    v, noise = drawn(2, 100_000, 5)
+    count = torch.full((len(v), 1), 2) if each else 2
+
+    def loss(change):
+        theta, scale = torch.tensor([0.8, 1.0]).double() + change
+        out = select_support(scale * v, theta.expand(1), count)
+        return (out - noise).square().mean() / 2
+
+    change = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(loss(change), change)
+    steps = 0.02 * torch.eye(2, dtype=torch.float64)
+    with torch.no_grad():
+        wanted = [float(loss(step) - loss(-step)) / 0.04 for step in steps]
+    assert found.tolist() == pytest.approx(wanted, rel=0.03)
 
 
 def test_selected_grows_to_its_limit():
