@@ -19,6 +19,8 @@ from sdunroll.data import Batch
 from sdunroll.metrics import Bootstrap, decibels, state_figures, summarise
 from sdunroll.problems import Problem
 
+DIVERGED = 1e6  # times the distance at the start, beyond which a solver is left
+
 log = logging.getLogger(__name__)
 
 
@@ -28,7 +30,7 @@ class SolverPath:
 
     Attributes:
         means: of the distance to the target and of the objective at y_0 .. y_T, (2, T + 1), in float64;
-            T = 0 for a solver that does not iterate.
+            T = 0 for a solver that does not iterate, less than was asked for one that diverges.
         last: y_T, (B, ...).
     """
 
@@ -54,11 +56,16 @@ def paths(problem: Problem, data: Batch, limit: int, cache: Cache) -> dict[str, 
     def compute() -> dict[str, Tensor]:
         found = {}
         for name, states in problem.baselines(data).items():
-            means = []
+            means: list[Tensor] = []
             for y in islice(states, limit + 1):
                 measured = distance(y, data.target), problem.objective(y, data.obs)
-                means.append(torch.stack([values.double().mean() for values in measured]))
-            found[f"{name}/means"], found[f"{name}/last"] = torch.stack(means, 1), y
+                row = torch.stack([values.double().mean() for values in measured])
+                # as AMP does with many more atoms than measurements, until its numbers overflow
+                if means and not row[0] <= DIVERGED * means[0][0]:
+                    break
+                means.append(row)
+                last = y
+            found[f"{name}/means"], found[f"{name}/last"] = torch.stack(means, 1), last
         return found
 
     key = problem.cache_key()
@@ -71,6 +78,7 @@ def paths(problem: Problem, data: Batch, limit: int, cache: Cache) -> dict[str, 
             "obs": digest(data.obs),
             "target": digest(data.target),
             "limit": limit,
+            "diverged": DIVERGED,
             # which decide in what order numbers are summed
             "device": data.obs.device.type,
             "threads": torch.get_num_threads(),

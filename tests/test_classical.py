@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 from itertools import islice
 
 import pytest
@@ -78,9 +79,23 @@ def test_one_answer():
     assert row["distance"]["mean"] == pytest.approx(mean_distance(answer, batch), abs=1e-6)
 
 
-def recovery(**changes):
-    source = SparseCodes(num_atoms=20, num_val=30)
-    problem = sparse_recovery(source, None, num_features=10, **changes)
+def test_a_solver_that_diverges_is_left_before_its_numbers_overflow():
+    """AMP, with twenty times as many atoms as measurements."""
+    problem, batch = recovery(num_atoms=500, num_features=25)
+    row = figures(problem, batch)["amp"]
+    states = iterates(problem, batch, "amp", 300)
+    assert mean_distance(states[100], batch) == math.inf
+    count = row["converged"]["iterations"]
+    assert row["iterations"] == 4 < count < 300
+    start, last, after = (mean_distance(states[k], batch) for k in (0, count, count + 1))
+    assert last <= 1e6 * start < after
+    assert row["converged"]["distance"]["mean"] == pytest.approx(last, rel=1e-5)
+    assert json.dumps(row, allow_nan=False)
+
+
+def recovery(num_atoms=20, num_features=10, **changes):
+    source = SparseCodes(num_atoms=num_atoms, num_val=30)
+    problem = sparse_recovery(source, None, num_features=num_features, **changes)
     return problem, problem.instances(source.signals("val"))
 
 

@@ -1,10 +1,13 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from scipy import stats
 
 from sdunroll.checks import InvalidValue
+from sdunroll.commands.bounds import Bounds
+from sdunroll.constraints import GradientNorm
 from sdunroll.randomness import generator
 from sdunroll.theory import guarantee, sliced_wasserstein
 
@@ -48,6 +51,19 @@ def test_it_holds_for_a_network_that_descends_and_not_for_one_that_does_not():
     found = guarantee(*worse, epsilon=0.1, delta=0.01)
     assert not any(found.holds[1:])
     assert found.train_slack > 0
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "first_layer", "rho"),
+    [([0.01, 0.3, 0.2], 2, 0.8), ([0.01, 0.3, 0.2], 1, 0.99), ([0.1], 2, 0.9)],
+)
+def test_it_supposes_the_least_that_is_asked_of_a_constrained_layer(epsilon, first_layer, rho):
+    constraint = GradientNorm(epsilon=epsilon, first_layer=first_layer)
+    network = SimpleNamespace(problems=lambda: None)
+    bounds = Bounds(SimpleNamespace(network=network, constraint=constraint), None, seed=0, delta=0.1)
+    bounds._norms = lambda data: norms([0.8] * 3)
+    bounds.experiment.instances = lambda split: None
+    assert bounds()["rho"] == pytest.approx(rho)
 
 
 def test_it_starts_where_the_constraints_do():

@@ -26,6 +26,8 @@ class Bounds:
         self.delta = checks.number("delta", delta, above=0, below=1)
 
     def _norms(self, data: Batch) -> Tensor:
+        """From the same starts whatever the split: y_0 is drawn anew in each step of training, so what a
+        split is a sample of is instances."""
         e = self.experiment
         found = metrics.evaluate(
             e.network, e.problem, e.constraint, data, seed=self.seed, last_state=True
@@ -59,7 +61,8 @@ class Bounds:
         return theory.guarantee(
             self._train_norms,
             self._test_norms,
-            epsilon=min(constraint.epsilon),
+            # what is asked of the layers before is nothing
+            epsilon=min(constraint.epsilon[constraint.first_layer - 1 :] or constraint.epsilon),
             delta=self.delta,
             first_layer=constraint.first_layer,
             shifted=None if data is None else norms,

@@ -44,6 +44,7 @@ def feature_sign(
         settled = bool((end.sign() == signs[active]).all())
         y = torch.zeros_like(y).index_put((active,), values)
         signs = y.sign()
+        settled = settled or not bool(y.any())  # all entries have left
     return y
 
 

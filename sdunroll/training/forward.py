@@ -127,6 +127,8 @@ class Forward:
         y_0 and ``perturb`` are drawn for the whole batch, so that they do not depend on the number of
         processes. Arguments as those of the network.
         """
+        with torch.autocast(batch.obs.device.type, enabled=False):  # y_0 has all digits, too
+            start = self.network.initial(batch.obs, generator)
         share = self.ranks.share(len(batch.obs))
         part = Batch(*(values[share.rows] for values in batch))
         path = self.network(
@@ -135,7 +137,7 @@ class Forward:
             perturb=share.perturb(perturb),
             depth=depth,
             frozen=frozen,
-            start=self.network.initial(batch.obs, generator)[share.rows],
+            start=start[share.rows],
         )
         return path, part, share
 

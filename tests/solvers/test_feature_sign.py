@@ -39,6 +39,13 @@ def test_no_step_makes_it_worse_though_the_start_has_more_atoms_than_features():
     assert duality_gap(dictionary, obs, codes[-1][None], 0.1) <= 1e-9
 
 
+def test_it_goes_on_where_the_only_atom_leaves():
+    gram = torch.tensor([[1.0, 0.3], [0.3, 1.0]], dtype=torch.float64)
+    drive, start = torch.tensor([[0.9, 2.0], [0.01, 0.0]], dtype=torch.float64)
+    # y_2 = (2 - alpha) alone is optimal: |0.9 - 0.3 y_2| < alpha
+    assert torch.allclose(feature_sign(start, gram, drive, 1.0), torch.tensor([0.0, 1.0]).double())
+
+
 def test_what_the_batched_solver_leaves_is_searched(monkeypatch):
     """Correlated atoms, as of bright patches, of which ADMM leaves some for long."""
     rng = generator(0, "correlated")

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from sdunroll.checks import InvalidValue
+from sdunroll.distributed import ALONE
 from sdunroll.networks import CnnProximal, FlowProximal, Lista, ProximalGradient
 from sdunroll.primal_dual import ProportionalIntegral
-from sdunroll.problems import Inpainting, InverseImaging
+from sdunroll.problems import Deblurring, Inpainting, InverseImaging
 from sdunroll.randomness import generator
 from sdunroll.training import Training, forward
+from sdunroll.training.forward import Forward
 from tests.conftest import TINY
 from tests.training.test_loop import TRAIN, make
 
@@ -90,6 +92,22 @@ def test_flows_need_all_digits(proximal, works):
         return
     with pytest.raises(InvalidValue, match=r"precision: expected fp32 .* take precision=fp32"):
         Training(settings, **arguments, precision="bf16")
+
+
+def test_a_start_that_is_computed_has_all_digits():
+    """A blurred picture, blurred again."""
+    problem = InverseImaging(Deblurring())
+    images = problem.instances(torch.rand(4, 3, 16, 16, generator=generator(0, "images")))
+    network = ProximalGradient(
+        problem, generator(0, "weights"), proximal=partial(CnnProximal, width=4), num_layers=2
+    )
+    settings = {"problem": problem, "constraint": None, "noise": None, "seed": 0}
+    settings |= {"device": torch.device("cpu"), "ranks": ALONE, "precision": "bf16"}
+    passes = Forward(network=network, **settings)
+    with passes.autocast:
+        path, *_ = passes.run(images, generator(0, "start"), depth=2)
+    assert path.states.dtype == torch.float32
+    assert torch.equal(path.states[0], network.initial(images.obs, generator(0, "start")))
 
 
 def test_the_run_remembers_its_precision(sdunroll):
