@@ -102,7 +102,8 @@ def analytic_weight(dictionary: Tensor) -> Tensor:
     return (raw / torch.where(scale > 0, scale, 1.0)).to(dictionary.dtype)
 
 
-BAND = 0.2  # of a threshold: how far from it entries still say what it lets through, in the gradient
+# of a threshold: how far from it entries still say what it lets through, in the gradient
+BAND = 0.2
 THRESHOLD, DECAY = 0.5, 0.8  # of thresholds at the start: in layer 1, and from layer to layer
 RATE = 20.0  # by which scalars learn faster than entries of matrices, at one step for all
 
