@@ -27,6 +27,10 @@ IMPORTED = [
 INTERRUPTED = (130, 143)  # exit statuses of a command that was sent SIGINT or SIGTERM
 
 
+class CommandFailed(Exception):
+    """A command that failed, with what it said."""
+
+
 class Commands:
     """Processes for commands, with ``threads`` each.
 
@@ -58,7 +62,7 @@ class Commands:
     def __call__(self, arguments: list[str]) -> None:
         """One command, printed as a user would type it.
 
-        Errors: RuntimeError if it fails, KeyboardInterrupt if it was interrupted.
+        Errors: :class:`CommandFailed`, or KeyboardInterrupt if it was interrupted.
         """
         if self.interrupted:
             raise_for(self.interrupted)
@@ -69,7 +73,7 @@ class Commands:
             self.interrupted = status - 128
             raise_for(self.interrupted)
         if status:
-            raise RuntimeError(f"sdunroll {shlex.join(arguments)} failed:\n{said}")
+            raise CommandFailed(f"sdunroll {shlex.join(arguments)} failed:\n{said}")
 
     def _status(self, arguments: list[str], folder: Path) -> tuple[int, str]:
         """The exit status of a command and what it wrote to stderr."""
@@ -99,13 +103,15 @@ class Commands:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's ``main``, which Ctrl-C and SIGTERM end in one line."""
+    """Run a script's ``main``, which Ctrl-C, SIGTERM and commands that fail end without a traceback."""
     try:
         with cli.interruptions():
             main()
     except KeyboardInterrupt as stop:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         raise SystemExit(143 if isinstance(stop, Terminated) else 130) from None
+    except CommandFailed as failure:
+        raise SystemExit(str(failure)) from None
 
 
 def _command(arguments: list[str], said: Path, status: Path) -> None:

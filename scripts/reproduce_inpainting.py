@@ -256,7 +256,7 @@ def main() -> None:
     suite.report("inpainting", suite.scale.parts)
     if suite.options.scale != "small":
         return
-    folders = suite.finished([part for part in PARTS if part not in ("methods", "paper")])
+    folders = suite.finished([part for part in PARTS if part != "paper"])
     found = {
         name: {seed: figures(folder) for seed, folder in runs.items()}
         for name, runs in folders.items()

@@ -16,10 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from commands import Commands
+from commands import CommandFailed, Commands
 from filelock import FileLock, Timeout
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sdunroll import cli
 from sdunroll.report.collect import method_key
@@ -141,17 +143,22 @@ class Suite:
         seeds = asked if parts is None else sorted({*self.scale.seeds, *asked})
         cli.register_resolvers()
         with initialize_config_dir(str(cli.config_folder()), version_base="1.3"):
-            return [
+            found = [
                 self._job(study, seed)
                 for seed in seeds
                 for part in chosen
                 for study in self.parts[part]
                 if study.seeds is None or seed in study.seeds
             ]
+        return [*{job.folder: job for job in found}.values()]  # a study may be in several parts
 
     def _job(self, study: Study, seed: int) -> Job:
         overrides = [*study.overrides, *self.scale.overrides, f"seed={seed}"]
-        config = OmegaConf.to_container(compose("train", overrides), resolve=True)
+        try:
+            config = OmegaConf.to_container(compose("train", overrides), resolve=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            reason = cli.one_line(error, "train", overrides)
+            raise SystemExit(f"{study.name} does not exist at this scale: {reason}") from None
         assert isinstance(config, dict)
         key = method_key({str(name): value for name, value in config.items()})
         folder = self.runs / f"{study.name}_seed{seed}_{key[:8]}"
@@ -225,7 +232,7 @@ def _make(job: Job, call: Commands) -> bool:
     except Timeout:
         print(f"{job.folder}: another process is at it", flush=True)
         return False
-    except RuntimeError as error:
+    except CommandFailed as error:
         job.beside("failed").write_text(f"{error}\n")
         print(error, file=sys.stderr, flush=True)
         return False

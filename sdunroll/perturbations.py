@@ -204,13 +204,12 @@ class MaskChange(Perturbation):
     def _side(self, operator: Inpainting) -> int:
         if self.size is not None:
             return self.size
-        low, high = operator.sizes
-        if low != high or operator.mask not in ("box", "random_box"):
+        if operator.mask not in ("box", "random_box"):
             raise checks.InvalidValue(
                 "perturbation.size: expected the side of a box, since the run was trained on masks of "
                 "other kinds; give perturbation.size=12, for example"
             )
-        return low
+        return sum(operator.sizes) // 2
 
 
 def _whole(level: float) -> int:

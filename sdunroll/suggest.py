@@ -42,7 +42,8 @@ def _unreadable(typed: str, command: str) -> str:
             f"shell: {override(name, value)}"
         )
     if not equals and command != "train":
-        return f"{typed}: expected key=value; did you mean run={typed}?"
+        key = "runs" if command == "report" else "run"
+        return f"{typed}: expected key=value; did you mean {key}={typed}?"
     return (
         f"override {typed!r}: expected key=value, got something else; quote it for the shell if it holds "
         "spaces, brackets or commas"

@@ -182,6 +182,9 @@ def test_the_box_of_the_training_is_no_change(vary, level):
 def test_the_moved_box_has_the_side_of_the_training():
     assert (1 - other_mask(1, vary="offset").obs[:, -1]).sum() == 3 * 16
     trained = Inpainting(mask="random_box", size=[2, 5])
+    assert (1 - other_mask(1, trained, vary="offset").obs[:, -1]).sum() == 3 * 9
+    assert (1 - other_mask(1, trained, vary="offset", size=4).obs[:, -1]).sum() == 3 * 16
+    trained = Inpainting(mask="random_pixels", rate=0.5)
     with pytest.raises(InvalidValue, match=r"perturbation\.size: expected the side of a box"):
         other_mask(1, trained, vary="offset")
     assert (1 - other_mask(1, trained, vary="offset", size=3).obs[:, -1]).sum() == 3 * 9

@@ -109,6 +109,48 @@ def test_seeds_that_are_asked_for_are_reported_beside_the_others(tmp_path):
     assert done.stdout.split() == ["3", "0", "3", "2"], done.stderr
 
 
+SHARED = """
+import sys, studies
+sys.argv = ["name", "--only", "all", "first"]
+one, other = (studies.Study(name, ["problem=lista"]) for name in ("one", "other"))
+parts = {"all": [one, other], "first": [one]}
+suite = studies.Suite("name", parts, {"small": studies.Scale(["all"], [0], 4, "2 cores")}, "")
+print(*[job.study.name for job in suite.jobs()])
+"""
+
+
+def test_a_study_of_several_parts_is_made_once(tmp_path):
+    done = run_beside_scripts(SHARED, tmp_path)
+    assert done.stdout.split() == ["one", "other"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "then", "message"),
+    [
+        (
+            ["network=prox_cnn", "network.proximal.depth=1"],
+            "",
+            "one does not exist at this scale: ",
+        ),
+        (["network.num_layers=0"], "", "sdunroll train network.num_layers=0 seed=0"),
+        ([], "suite.call(['report', 'runs=nowhere'])", "sdunroll report runs=nowhere failed:"),
+    ],
+)
+def test_a_failure_is_no_traceback(tmp_path, overrides, then, message):
+    code = f"""
+import sys, commands, studies
+commands.IMPORTED = ["own_session"]  # no more for one command
+sys.argv = ["name", "--jobs", "1"]
+parts = {{"all": [studies.Study("one", {overrides})]}}
+suite = studies.Suite("name", parts, {{"small": studies.Scale(["all"], [0], 4, "2 cores")}}, "")
+commands.run_script(lambda: {then or "suite.run()"})
+"""
+    done = run_beside_scripts(code, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message)
+    assert "Traceback" not in done.stderr
+
+
 COUNTED = """
 import sys, studies
 sys.argv = ["name", "--jobs", "1"]

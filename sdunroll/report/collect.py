@@ -126,7 +126,7 @@ def _folders(pattern: str) -> Iterator[Path]:
     for root in roots:
         if any((root / sign).is_file() for sign in SIGNS):
             yield root
-        elif root.is_dir():
+        if root.is_dir():
             yield from (found.parent for sign in SIGNS for found in root.rglob(sign))
 
 

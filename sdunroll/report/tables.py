@@ -51,7 +51,6 @@ def layer_table(metrics: dict[str, Any]) -> str:
     header = ["layer", metrics["measure"], "ratio", "slack", "95 % interval", "descends", ""]
     header += [title for title, _ in columns.values()]
     rows = []
-    before = None
     for row in metrics["layers"]:
         value = row["measured"]["mean"]
         cells = [str(row["layer"]), f"{value:.4g}"]
@@ -59,7 +58,7 @@ def layer_table(metrics: dict[str, Any]) -> str:
             slack = row["slack"]
             low, high = slack["ci95"]
             cells += [
-                _ratio(metrics, row, before),
+                _ratio(metrics, row),
                 f"{slack['mean']:+.4f}",
                 f"[{low:+.4f}, {high:+.4f}]",
                 f"{100 * row['descent_frequency']['mean']:.1f} %",
@@ -68,17 +67,18 @@ def layer_table(metrics: dict[str, Any]) -> str:
         else:
             cells += ["", "", "", "", ""]
         rows.append(cells + _cells(row, columns))
-        before = value
     return aligned(header, rows)
 
 
-def _ratio(metrics: dict[str, Any], row: dict[str, Any], before: float | None) -> str:
+def _ratio(metrics: dict[str, Any], row: dict[str, Any]) -> str:
     """By how much the layer's measure falls, as the constraint takes it."""
-    if metrics["form"] == "difference":  # whose slack is no ratio
-        return f"{row['measured']['mean'] / before:.3f}" if before else "-"
     epsilon = metrics["epsilon"]
     epsilon = epsilon[row["layer"] - 1] if isinstance(epsilon, list) else epsilon
-    return f"{row['slack']['mean'] + 1 - epsilon:.3f}"
+    after, slack = row["measured"]["mean"], row["slack"]["mean"]
+    if metrics["form"] == "difference":  # whose slack is no ratio
+        before = (after - slack) / (1 - epsilon)
+        return f"{after / before:.3f}" if before > 0 else "-"
+    return f"{slack + 1 - epsilon:.3f}"
 
 
 def _verdict(layer: int, slack: float, first_layer: int) -> str:

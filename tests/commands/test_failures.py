@@ -106,6 +106,7 @@ def test_the_traceback_is_shown_when_asked_for(sdunroll, monkeypatch):
         (["perturb", "run=x", "name=../../out"], ["name: expected letters", "got '../../out'"]),
         (["eval", "run=x", "sead=1"], ["did you mean seed?"]),
         (["eval", "outputs/x"], ["did you mean run=outputs/x?"]),
+        (["report", "outputs/x"], ["did you mean runs=outputs/x?"]),
     ],
 )
 def test_eval_and_perturb_refuse(sdunroll, tmp_path, arguments, parts):

@@ -151,6 +151,13 @@ def test_globs_and_lists(runs, sdunroll):
     assert "constrained=false" in outcome.out
 
 
+def test_runs_below_a_run_are_found(runs, sdunroll):
+    shutil.copytree(runs / "s0", runs / "c0" / "more")
+    outcome = sdunroll("report", "runs=runs/c0", "hydra.run.dir=out")
+    assert outcome.status == 0, outcome.err
+    assert "constrained=false" in outcome.out
+
+
 def test_figures_of_cost_and_theory(runs, sdunroll):
     sdunroll("report", f"runs={runs}", "hydra.run.dir=out")
     with Path("out/tables/theory.csv").open() as file:

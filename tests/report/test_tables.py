@@ -77,10 +77,18 @@ def test_level_table_with_a_second_run():
 
 
 def test_layer_table_of_the_difference_form_shows_plain_ratios():
-    metrics = {"measure": "distance", "first_layer": 1, "layers": LAYERS}
-    metrics |= {"form": "difference", "epsilon": 0.1}
+    """Of what the layer itself received and returned, though the row before may tell another measure."""
+    received = (4.0, 3.9, 10.0)  # E[after] - (1 - epsilon) E[before] is the slack
+    layers = [
+        row | {"slack": figure(row["measured"]["mean"] - (1 - epsilon) * before)}
+        for row, before, epsilon in zip(LAYERS[1:], received, (0.1, 0.2, 0.1), strict=True)
+    ]
+    metrics = {"measure": "distance", "first_layer": 1, "layers": [LAYERS[0], *layers]}
+    metrics |= {"form": "difference", "epsilon": [0.1, 0.2, 0.1]}
     body = rows(tables.layer_table(metrics))[2:]
-    assert [row[2] for row in body[1:]] == ["0.975", "0.500", "0.974"]
+    assert [row[2] for row in body[1:]] == ["0.975", "0.500", "0.190"]
+    layers[0] |= {"measured": figure(0.0), "slack": figure(0.0)}  # from 0 to 0
+    assert rows(tables.layer_table(metrics))[3][2] == "-"
 
 
 def test_cost_table_says_when_a_solver_does_not_get_there():
