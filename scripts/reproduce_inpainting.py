@@ -117,7 +117,7 @@ SCALES = {
         ["methods"], [0], 0.3, "2 cores", TINY,
         dict.fromkeys(ALL, "[0,1]") | {"mask_size": "[6,8]"},
     ),
-    "small": Scale(["base", "robust"], [0, 1, 2], 16, "2 cores"),
+    "small": Scale(["base", "robust"], [0, 1, 2], 12, "2 cores"),
     # 120,000 steps a run: 40 epochs of 24,000 pictures; a step took 7.8 s on an H200 when it had twice as
     # many operations, and to start those takes the time, so 4.1 s now: by arithmetic, not measured
     "paper": Scale(["paper"], [0], 8200, "an H200"),

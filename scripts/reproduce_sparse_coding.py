@@ -113,7 +113,7 @@ SCALES = {
     "smoke": Scale(
         ["methods"], [0], 0.2, "2 cores", TINY, dict.fromkeys(PERTURBATIONS, "[0,0.5]")
     ),
-    "small": Scale(["methods"], [0, 1, 2], 4, "2 cores"),
+    "small": Scale(["methods"], [0, 1, 2], 3, "2 cores"),
     # 315,000 steps a run, of 11.5 ms on an H200, 19 ms with noise between layers (measured over a few),
     # and what follows the training; a whole run was not made
     "paper": Scale(["paper_methods"], [0], 80, "an H200"),

@@ -67,7 +67,8 @@ def _version(package: str) -> str | None:
 
 
 def _git_state(folder: Path) -> dict[str, Any] | None:
-    """Revision of the checkout that holds the package, and whether it has changes; None without one."""
+    """Revision of the checkout that holds the package, and whether it has changes other than results;
+    None without one."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
@@ -78,6 +79,7 @@ def _git_state(folder: Path) -> dict[str, Any] | None:
     try:
         if not git("ls-files", "--", "runs.py"):
             return None  # installed inside somebody else's repository
-        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        changes = git("status", "--porcelain", "--", ":(top)", ":(top,exclude)outputs")
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -26,6 +26,9 @@ def test_a_checkout_and_its_changes(checkout):
     clean = provenance._git_state(checkout)
     assert len(clean["revision"]) == 40
     assert not clean["dirty"]
+    (checkout / "outputs").mkdir()
+    (checkout / "outputs" / "table.md").write_text("results are no changes")
+    assert provenance._git_state(checkout) == clean
     (checkout / "runs.py").write_text("changed")
     assert provenance._git_state(checkout) == clean | {"dirty": True}
 
