@@ -160,7 +160,8 @@ class MaskChange(Perturbation):
         vary: "offset" moves the box by level pixels, down and to the right, from where it was in
             training, "size" gives it a side of level pixels, "rate" leaves out a share level of all
             pixels at random.
-        size: side of the box where it does not vary; None for that of the training.
+        size: side of the box where it does not vary; None for that of the training, of several the
+            middle.
     """
 
     replaces_observations = True
