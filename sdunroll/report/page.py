@@ -17,7 +17,7 @@ from sdunroll.report.writers import interval_note, shown
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --accent: #0a64ad; }
 @media (prefers-color-scheme: dark) { :root { --accent: #7fc1ff; } }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; padding: 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 90rem; padding: 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 a, th button { color: var(--accent); }
 .scroll { overflow-x: auto; }
@@ -25,7 +25,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 14rem;
-  overflow-wrap: anywhere; }
+  overflow-wrap: break-word; }
 th button { all: unset; cursor: pointer; color: var(--accent); }
 th button:focus-visible { outline: 2px solid var(--accent); }
 td.best { font-weight: 700; }
