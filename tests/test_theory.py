@@ -55,11 +55,11 @@ def test_it_holds_for_a_network_that_descends_and_not_for_one_that_does_not():
 
 @pytest.mark.parametrize(
     ("epsilon", "first_layer", "kept"),
-    [([0.01, 0.3, 0.2], 2, 0.8), ([0.01, 0.3, 0.2], 1, 0.99), ([0.1], 2, 0.9)],
+    [([0.01, 0.3, 0.2], 2, 0.8), ([0.01, 0.3], 1, 0.99), ([0.01, 0.3], 3, 0.7), ([0.1], 2, 0.9)],
 )
 def test_it_supposes_the_least_that_is_asked_of_a_constrained_layer(epsilon, first_layer, kept):
     constraint = GradientNorm(epsilon=epsilon, first_layer=first_layer)
-    network = SimpleNamespace(problems=lambda: None)
+    network = SimpleNamespace(problems=lambda: None, num_layers=3)
     bounds = Bounds(
         SimpleNamespace(network=network, constraint=constraint), None, seed=0, delta=0.1
     )

@@ -57,12 +57,12 @@ class Bounds:
                 return None
             rng = generator(self.seed, "theory/directions")
             shift = theory.sliced_wasserstein(self.test.obs, data.obs, rng)
-        constraint = self.experiment.constraint
+        constraint, network = self.experiment.constraint, self.experiment.network
         return theory.guarantee(
             self._train_norms,
             self._test_norms,
             # what is asked of the layers before is nothing
-            epsilon=min(constraint.epsilon[constraint.first_layer - 1 :] or constraint.epsilon),
+            epsilon=min(constraint.epsilons(network.num_layers)[constraint.first_layer - 1 :]),
             delta=self.delta,
             first_layer=constraint.first_layer,
             shifted=None if data is None else norms,

@@ -70,10 +70,11 @@ def _result(
     experiment: Experiment, test: Batch, measured: metrics.LayerFigures, seed: int
 ) -> dict[str, Any]:
     constraint = experiment.constraint
+    epsilons = constraint.epsilons(experiment.network.num_layers)
     certificate = experiment.problem.certificate(test.target, test.obs)
     return {
         "num_samples": len(test.obs),
-        "epsilon": constraint.epsilon[0] if len(constraint.epsilon) == 1 else constraint.epsilon,
+        "epsilon": epsilons[0] if len(constraint.epsilon) == 1 else epsilons,
         "measure": constraint.name,
         "form": constraint.form,
         "first_layer": constraint.first_layer,

@@ -48,7 +48,8 @@ class DescentConstraint(ABC):
     * ``mean_ratio``: E[after / before] - (1 - epsilon_l), each instance weighs alike.
 
     Args:
-        epsilon: required relative descent, one number or one a layer, 0 < epsilon < 1.
+        epsilon: required relative descent, 0 < epsilon < 1: one number, or a list of those of the first
+            layers, whose last holds for all after them.
         form: see above.
         detach_previous: no gradient flows through "before", so that no layer can gain by spoiling
             the input of the next. False is the paper's.
@@ -101,19 +102,23 @@ class DescentConstraint(ABC):
     def layers(self, num_layers: int) -> range:
         """The constrained layers, first_layer .. L.
 
-        Errors: no such layer, or a number of epsilons that is neither 1 nor L.
+        Errors: no such layer, or more epsilons than layers.
         """
         if self.first_layer > num_layers:
             raise checks.InvalidValue(
                 f"first_layer: expected at most the number of layers, {num_layers}, "
                 f"got {self.first_layer}"
             )
-        if len(self.epsilon) not in (1, num_layers):
+        if len(self.epsilon) > num_layers:
             raise checks.InvalidValue(
-                f"epsilon: expected one number or one for each of the {num_layers} layers, "
+                f"epsilon: expected one number or at most one for each of the {num_layers} layers, "
                 f"got {len(self.epsilon)} numbers"
             )
         return range(self.first_layer, num_layers + 1)
+
+    def epsilons(self, num_layers: int) -> tuple[float, ...]:
+        """epsilon_1 .. epsilon_L."""
+        return (self.epsilon + self.epsilon[-1:] * num_layers)[:num_layers]
 
     def rows(self, num_layers: int) -> list[int]:
         """The places of the constrained layers among the R rows, (K,)."""
@@ -130,7 +135,7 @@ class DescentConstraint(ABC):
     def _keep(self, like: Tensor, rows: int, margin: float = 0.0) -> Tensor:
         """1 - margin - epsilon, (1,) or (R,), R ``rows`` of as many layers as were run."""
         depth = rows // len(self.parts)
-        values = self.epsilon if len(self.epsilon) == 1 else self.epsilon[:depth] * len(self.parts)
+        values = self.epsilon if len(self.epsilon) == 1 else self.epsilons(depth) * len(self.parts)
         # filled where it is: a list that is copied to a GPU would make every step wait
         return 1 - margin - torch.cat([like.new_full((1,), value) for value in values])
 
