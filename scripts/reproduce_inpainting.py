@@ -78,7 +78,8 @@ PARTS = {
         ),
     ],
     "levers": [
-        lever("eps_0.1", "constraint.epsilon=0.1"),
+        lever("eps_0.1", "constraint.epsilon=0.1", "constraint.margin=0.12"),
+        lever("eps_0.3", "constraint.epsilon=0.3", "constraint.margin=0.12"),
         lever("eps_0.4", "constraint.epsilon=0.4", "constraint.margin=0.02"),
         lever("noise_1", "training.noise_level=1"),
         lever("depth_2", "network.proximal.depth=2"),

@@ -70,7 +70,7 @@ def _result(
     experiment: Experiment, test: Batch, measured: metrics.LayerFigures, seed: int
 ) -> dict[str, Any]:
     constraint = experiment.constraint
-    epsilons = constraint.epsilons(experiment.network.num_layers)
+    epsilons = [*constraint.epsilons(experiment.network.num_layers)]
     certificate = experiment.problem.certificate(test.target, test.obs)
     return {
         "num_samples": len(test.obs),
