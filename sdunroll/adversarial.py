@@ -123,6 +123,11 @@ class Adversarial(Perturbation):
         """
         if self.where == "layer":
             last = network.num_layers - 1
+            if last == 0:
+                raise checks.InvalidValue(
+                    "perturbation.where: expected input, since the one layer of this network passes "
+                    "nothing on, got layer"
+                )
             if not 1 <= (self.layer or network.num_layers // 2) <= last:
                 raise checks.InvalidValue(
                     f"perturbation.layer: expected one of the layers 1 to {last}, which pass something "

@@ -10,7 +10,7 @@ from typing import Any
 
 from sdunroll.checks import InvalidValue, folder
 
-LONGEST = 100  # characters of the readable part of a directory's name
+LONGEST = 100  # bytes of the readable part of a directory's name
 # overrides that leave a job the same
 FREE = (
     "sweep",
@@ -70,7 +70,8 @@ def job_folder(given: object, number: int, overrides: Sequence[str]) -> str:
     kept = sorted(item for item in overrides if item.split("=")[0].lstrip("+~") not in FREE)
     digest = hashlib.sha256("\n".join(kept).encode()).hexdigest()[:8]
     short = (item.split("=")[0].split(".")[-1] + "=" + item.partition("=")[2] for item in kept)
-    readable = re.sub(r"[^\w.]+", "-", "_".join(short)).strip("-.")[:LONGEST]
+    readable = re.sub(r"[^\w.]+", "-", "_".join(short)).strip("-.")
+    readable = readable.encode()[:LONGEST].decode(errors="ignore")
     return f"{readable}-{digest}" if readable else digest
 
 

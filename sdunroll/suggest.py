@@ -37,10 +37,10 @@ def _unreadable(typed: str, command: str) -> str:
     """An override that Hydra's grammar does not know."""
     name, equals, value = typed.partition("=")
     if equals and re.fullmatch(r"[+~]*[\w./@]+", name):
-        return (
-            f"{name}: expected a value that Hydra can read, got {value}; quote text for Hydra and for the "
-            f"shell: {override(name, value)}"
-        )
+        remedy = f"quote text for Hydra and for the shell: {override(name, value)}"
+        if value.startswith(("[", "(")):
+            remedy = f"a list is written '{name}=[1,2]'"
+        return f"{name}: expected a value that Hydra can read, got {value}; {remedy}"
     if not equals and command != "train":
         key = "runs" if command == "report" else "run"
         return f"{typed}: expected key=value; did you mean {key}={typed}?"

@@ -206,9 +206,10 @@ def test_of_inpainting_the_known_pixels_alone_are_attacked_and_the_target_stays(
 
 def test_refuses_layers_that_pass_nothing_on():
     assert Adversarial(1.0, where="layer", layer=5).aim(lista(), 0).layer == 5
-    for layer, depth in ((6, 6), (None, 1)):
-        with pytest.raises(InvalidValue, match="pass something on"):
-            Adversarial(1.0, where="layer", layer=layer).aim(lista(depth), 0)
+    with pytest.raises(InvalidValue, match="layers 1 to 5, which pass something on, got 6"):
+        Adversarial(1.0, where="layer", layer=6).aim(lista(6), 0)
+    with pytest.raises(InvalidValue, match="one layer of this network passes nothing on"):
+        Adversarial(1.0, where="layer").aim(lista(1), 0)
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ def complete(line):
         ("sdunroll ", {"train", "eval", "perturb"}),
         ("sdunroll tr", {"train"}),
         ("sdunroll tarin constr", set()),
+        ("sdunroll  train  constr", {"constrained=", "constraint=", "constraint."}),
         ("sdunroll train constr", {"constrained=", "constraint=", "constraint."}),
         ("sdunroll train constraint=", {"constraint=distance", "constraint=gradient"}),
         ("sdunroll perturb perturbation=in", {"perturbation=input_noise", "perturbation=initial"}),

@@ -48,6 +48,8 @@ def explained(command, work):
     [
         ("run=out/lr=1e-3", """run: expected a value that Hydra can read, got out/lr=1e-3; quote text """
          """for Hydra and for the shell: 'run="out/lr=1e-3"'"""),
+        ("constraint.epsilon=[0.4,0.3", "constraint.epsilon: expected a value that Hydra can read, got "
+         "[0.4,0.3; a list is written 'constraint.epsilon=[1,2]'"),
         ("out/run", "out/run: expected key=value; did you mean run=out/run?"),
         ("a b=1", "override 'a b=1': expected key=value, got something else"),
     ],

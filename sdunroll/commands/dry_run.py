@@ -21,7 +21,8 @@ from sdunroll.commands.assemble import Experiment, assemble, set_up_torch
 from sdunroll.commands.instantiate import instantiate
 from sdunroll.data import Batch
 from sdunroll.memory import LiveMemory, total_bytes
-from sdunroll.training import Training
+from sdunroll.networks import UnrolledNetwork
+from sdunroll.training import Training, TrainingSettings
 from sdunroll.training.schedules import stages
 
 STEPS = 8  # the first to warm up, the second counted, the others timed
@@ -51,6 +52,8 @@ def dry_run(config: DictConfig) -> None:
         raise InvalidValue(f"dry_run: expected a new run, got resume={config.resume}; leave it out")
     experiment = assemble(config, set_up_torch(config))
     counts = {split: len(experiment.source.signals(split)) for split in ("train", "val")}
+    asked = instantiate(config, "training")
+    asked.new_optimizer(experiment.network.parameters())  # or says why not
     training, batch = _short_training(config, experiment, counts["train"])
     trial = _try(training)
     settings = training.settings
@@ -70,20 +73,19 @@ def dry_run(config: DictConfig) -> None:
         "steps": f"{settings.epochs * steps:,} ({steps:,} in each of {settings.epochs:,} epochs, "
         f"batches of {settings.batch_size})",
         "time per step": f"{1000 * trial.step_seconds:.3g} ms (median of {STEPS - 2})",
-        "estimated time": f"{_duration(epoch * _whole_epochs(config, training))}, validation "
+        "estimated time": f"{_duration(epoch * _whole_epochs(asked, training.network))}, validation "
         "included, preparing the data not",
     }
     for name, text in rows.items():
         print(f"{name:<16}{text}")
 
 
-def _whole_epochs(config: DictConfig, training: Training) -> float:
+def _whole_epochs(settings: TrainingSettings, network: UnrolledNetwork) -> float:
     """The epochs of the training, those that run l of the L layers counted as l / L."""
-    network = training.network
     planned = stages(
-        instantiate(config, "training").stages,
+        settings.stages,
         num_layers=network.num_layers,
-        epochs=training.settings.epochs,
+        epochs=settings.epochs,
         shares_weights=network.shares_weights,
     )
     return sum(stage.epochs * stage.layer for stage in planned) / network.num_layers

@@ -62,7 +62,6 @@ def main(config: DictConfig) -> None:
             "settings": OmegaConf.to_container(config.perturbation, resolve=True),
             "label": _label(run),
             "notice": experiment.source.notice,
-            "first_layer": experiment.constraint.first_layer,
             "epoch": experiment.epoch,
             "seeds": seeds._asdict(),
             **perturb(experiment),
@@ -138,6 +137,7 @@ def _perturb(
     clean = experiment.reference.instances(signals).to(experiment.device)
     bounds = Bounds(experiment, clean, seed=seeds.start, delta=delta)
     return {
+        "first_layer": experiment.constraint.first_layer,
         "num_samples": len(signals),
         "levels": [
             _row(experiment, signals, disturbance, seeds, bounds) for disturbance in disturbances

@@ -49,7 +49,8 @@ class DescentConstraint(ABC):
 
     Args:
         epsilon: required relative descent, 0 < epsilon < 1: one number, or a list of those of the first
-            layers, whose last holds for all after them.
+            layers, whose last holds for all after them; numbers for more layers than there are stay
+            unused.
         form: see above.
         detach_previous: no gradient flows through "before", so that no layer can gain by spoiling
             the input of the next. False is the paper's.
@@ -102,17 +103,12 @@ class DescentConstraint(ABC):
     def layers(self, num_layers: int) -> range:
         """The constrained layers, first_layer .. L.
 
-        Errors: no such layer, or more epsilons than layers.
+        Errors: no such layer.
         """
         if self.first_layer > num_layers:
             raise checks.InvalidValue(
                 f"first_layer: expected at most the number of layers, {num_layers}, "
                 f"got {self.first_layer}"
-            )
-        if len(self.epsilon) > num_layers:
-            raise checks.InvalidValue(
-                f"epsilon: expected one number or at most one for each of the {num_layers} layers, "
-                f"got {len(self.epsilon)} numbers"
             )
         return range(self.first_layer, num_layers + 1)
 

@@ -21,8 +21,10 @@ def with_power(gaussian: Tensor, power: float) -> Tensor:
     """
     if power == 1:
         return gaussian
-    second = 2**power * math.gamma(power + 0.5) / math.sqrt(math.pi)
-    return gaussian.sign() * gaussian.abs() ** power / math.sqrt(second)
+    # by logarithms, since the factors overflow long before their product does
+    second = power * math.log(2) + math.lgamma(power + 0.5) - math.log(math.pi) / 2
+    size = torch.special.xlogy(power, gaussian.abs())
+    return gaussian.sign() * (size - second / 2).exp()
 
 
 class SparseCodes(Source):

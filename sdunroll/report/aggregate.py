@@ -51,12 +51,15 @@ class Column:
     digits: int = 3
     better: str | None = None
 
-    def best(self) -> int | None:
-        """The row of the best mean, if there is a choice."""
-        known = [(cell.mean, row) for row, cell in enumerate(self.cells) if cell is not None]
-        if self.better is None or len(known) < 2:
-            return None
-        return (min if self.better == "low" else max)(known)[1]
+    def best(self) -> set[int]:
+        """The rows of the best mean as it is written; none where all are the same."""
+        known = {row: cell.mean for row, cell in enumerate(self.cells) if cell is not None}
+        if self.better is None or not known:
+            return set()
+        best = (min if self.better == "low" else max)(known.values())
+        rows = {row for row, mean in known.items()
+                if f"{mean:.{self.digits}f}" == f"{best:.{self.digits}f}"}  # fmt: skip
+        return rows if len(rows) < len(known) else set()
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,15 @@ class Table:
 def tables(methods: Sequence[Method]) -> list[Table]:
     """All tables that the methods' files have figures for; a set of them for each problem."""
     several = blocks(methods)
+    names = [_file_name(title) for title, _ in several]
+    lowered = [name.lower() for name in names]  # alike to some file systems
     found = []
-    for title, group in several:
+    for (title, group), name in zip(several, names, strict=True):
         for table in _block(group):
             if len(several) > 1:
-                prefix = _file_name(title)
+                prefix = name
+                if lowered.count(name.lower()) > 1:
+                    prefix += f"_{_digest(title)}"
                 caption = f"{title[0].upper()}{title[1:]}. {table.caption}"
                 table = replace(table, name=f"{prefix}_{table.name}", caption=caption)
             found.append(table)
@@ -86,11 +93,14 @@ def tables(methods: Sequence[Method]) -> list[Table]:
 
 
 def _file_name(title: str) -> str:
-    """A title as part of a file's name, of which file systems take 255 characters."""
+    """A title as part of a file's name, of which file systems take 255 bytes."""
     name = "".join(c if c.isalnum() else "_" for c in title.replace(", ", "_"))
-    return (
-        name if len(name) < 100 else f"{name[:90]}_{hashlib.sha256(title.encode()).hexdigest()[:8]}"
-    )
+    short = name.encode()[:90].decode(errors="ignore")
+    return name if len(name.encode()) < 100 else f"{short}_{_digest(title)}"
+
+
+def _digest(title: str) -> str:
+    return hashlib.sha256(title.encode()).hexdigest()[:8]
 
 
 def _block(methods: Sequence[Method]) -> list[Table]:
@@ -111,13 +121,15 @@ def _columns(
 
 
 def main_figure(methods: Sequence[Method]) -> tuple[str, str, str, int]:
-    """The figure that tells most: its name, title, which is better, digits after the point."""
+    """The figure that tells most of those that were evaluated: its name, title, which is better, digits
+    after the point."""
+    evaluated = [one for one in methods if one.values("metrics", "layers", 0, "distance")]
     for name, title, better in (
         ("hole_psnr", "PSNR in the hole (dB)", "high"),
         ("psnr", "PSNR (dB)", "high"),
         ("nmse_db", "NMSE (dB)", "low"),
     ):
-        if all(method.values("metrics", "layers", 0, name) for method in methods):
+        if evaluated and all(one.values("metrics", "layers", 0, name) for one in evaluated):
             return name, title, better, 2
     return "distance", "distance to the target", "low", 3
 

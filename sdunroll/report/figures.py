@@ -1,8 +1,7 @@
 """Pictures of saved results, as PNG; legible in grey."""
 
-import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
@@ -11,7 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from sdunroll.cache import write_atomically
 
@@ -64,18 +63,24 @@ def _figure(path: Path, width: float, height: float, notice: str | None = None) 
         write_atomically(path, lambda target: figure.savefig(target, format="png"))
 
 
+class _Numbers(LogLocator):
+    """Places for the numbers of a log axis: 1, 2 and 5 times the decades, of many decades themselves
+    alone; even distances where it spans less than two of these."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        self.set_params(subs=(1.0, 2.0, 5.0) if vmax < 1e4 * vmin else (1.0,))
+        return super().tick_values(vmin, vmax)
+
+
 def log_axis(axes: Any) -> None:
-    """A log axis with plain numbers, also at 2 and 5 times the decades."""
-
-    def plain(value: float, _: int) -> str:
-        if value <= 0:  # where nothing is above 0
-            return ""
-        leading = round(value / 10 ** math.floor(math.log10(value)))
-        return f"{value:g}" if leading in (1, 2, 5, 10) else ""
-
+    """A log axis with plain numbers."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(plain))
-    axes.yaxis.set_minor_formatter(FuncFormatter(plain))
+    axes.yaxis.set_major_locator(_Numbers())
+    # where nothing is above 0, so are the places of the numbers
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:g}" if value > 0 else "")
+    )
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def per_layer(metrics: dict[str, Any], folder: Path) -> None:
@@ -148,10 +153,12 @@ def training(history: Sequence[dict[str, float]], folder: Path, notice: str | No
             axes.set(title=f"{name}s, a line a layer", xlabel="epoch")
         for axes in panels:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if len(epochs) == 1:  # about which the locator finds no other whole number
+                axes.set_xticks(epochs)
         panels[2].set_title("slacks in training, a line a layer")
         panels[2].axhline(0, color="k", ls="--", lw=1)
         panels[2].set_yscale("symlog", linthresh=0.1)
-        panels[2].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panels[2].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         panels[2].legend(fontsize=6, title="layer", title_fontsize=6, ncols=2)
 
 
@@ -238,6 +245,11 @@ def images(
         axes.grid(visible=False)
 
 
+def _as_it_is(text: str) -> str:
+    """Text for a legend, which would leave out what begins with _ and set formulas between dollars."""
+    return (" " * text.startswith("_") + text).replace("$", r"\$")
+
+
 LEVEL_PANELS = {
     "hole_psnr": "PSNR in the hole after the last layer (dB)",
     "psnr": "PSNR after the last layer (dB)",
@@ -249,21 +261,21 @@ LEVEL_PANELS = {
 def levels(result: dict[str, Any], path: Path) -> None:
     """Final distance, or the PSNR of pictures, in the hole where there is one, and descent over the
     levels of a perturbation, for one run or two."""
-    runs = [(result["label"], "C0", "-o", result["levels"])]
+    runs = [(result, "C0", "-o")]
     if other := result.get("against"):
-        runs.append((other["label"], "C1", "--s", other["levels"]))
-    first = result["first_layer"] - 1
+        runs.append((other, "C1", "--s"))
     name = next(key for key in LEVEL_PANELS if key in result["levels"][0])
     with _figure(path, 9, 3.4, result["notice"]) as figure:
         left, right = figure.subplots(1, 2)
-        for label, color, line, rows in runs:
-            _plot_levels(left, rows, color, line, label, lambda row: row[name])
+        for run, color, line in runs:
+            rows, label = run["levels"], _as_it_is(run["label"])
+            _plot_levels(left, rows, [row[name] for row in rows], color, line, label)
             bounds = np.array([row["ci95"][name] for row in rows])
             places = range(len(rows))
             left.fill_between(places, bounds[:, 0], bounds[:, 1], color=color, alpha=0.25, lw=0)
-            _plot_levels(
-                right, rows, color, line, label, lambda row: min(row["descent_frequency"][first:])
-            )
+            first = run["first_layer"] - 1
+            shares = [min(row["descent_frequency"][first:]) for row in rows]
+            _plot_levels(right, rows, shares, color, line, label)
         left.set(title=LEVEL_PANELS[name])
         if name == "final_distance":
             log_axis(left)
@@ -292,10 +304,10 @@ def shift(result: dict[str, Any], path: Path) -> None:
 
 
 def _plot_levels(
-    axes: Any, rows: Sequence[dict[str, Any]], color: str, line: str, label: str,
-    value: Callable[[dict[str, Any]], float],
+    axes: Any, rows: Sequence[dict[str, Any]], values: Sequence[float], color: str, line: str,
+    label: str,
 ) -> None:  # fmt: skip
     """One curve; the levels stand at equal distances, since they span decades and start at 0."""
     places = range(len(rows))
-    axes.plot(places, [value(row) for row in rows], line, color=color, ms=4, label=label)
+    axes.plot(places, values, line, color=color, ms=4, label=label)
     axes.set_xticks(places, [f"{row['level']:g}" for row in rows])

@@ -113,7 +113,7 @@ def _table(table: Table) -> str:
         cells = [f"<td>{escape(name)}</td>"]
         for column in table.columns:
             cell = column.cells[row]
-            best = ' class="best"' if column.best() == row else ""
+            best = ' class="best"' if row in column.best() else ""
             value = "" if cell is None else repr(cell.mean)
             cells.append(f'<td{best} data-value="{value}">{escape(shown(column, row))}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")

@@ -197,6 +197,7 @@ def level_table(result: dict[str, Any]) -> str:
             cells += [f"{value:.2f}", f"{row[main] - value:+.2f} dB"]
         elif other:
             distance = other["levels"][index]["final_distance"]
-            cells += [f"{distance:.4g}", f"{row['final_distance'] / distance:.3f}"]
+            ratio = f"{row['final_distance'] / distance:.3f}" if distance > 0 else "-"
+            cells += [f"{distance:.4g}", ratio]
         rows.append(cells)
     return aligned(header, rows)

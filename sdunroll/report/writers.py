@@ -22,7 +22,7 @@ def markdown(table: Table) -> str:
     lines.append(["---"] * len(lines[0]))
     for row, name in enumerate(table.rows):
         cells = [
-            f"**{shown(column, row)}**" if column.best() == row else shown(column, row)
+            f"**{shown(column, row)}**" if row in column.best() else shown(column, row)
             for column in table.columns
         ]
         lines.append([name.replace("|", "\\|"), *cells])
@@ -69,7 +69,7 @@ def latex(table: Table) -> str:
         cells = []
         for column in table.columns:
             text = shown(column, row, r"$\pm$")
-            cells.append(rf"\textbf{{{text}}}" if column.best() == row else text)
+            cells.append(rf"\textbf{{{text}}}" if row in column.best() else text)
         lines.append(" & ".join([_escaped(name), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
@@ -82,7 +82,7 @@ def _escaped(text: str) -> str:
     """Text for LaTeX."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {character: f"\\{character}" for character in "&%$#_{}"}
-    special["±"] = r"$\pm$"
+    special |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$"}
     return "".join(special.get(character, character) for character in text)
 
 

@@ -81,7 +81,7 @@ class Training:
         )
         self.primal_dual = PrimalDual(
             parameters=network.named_parameters(),
-            optimizer=self._new_optimizer(),
+            optimizer=settings.new_optimizer(network.parameters()),
             dual=dual,
             num_constraints=len(self.constrained),
             clip_norm=settings.clip_norm,
@@ -117,18 +117,6 @@ class Training:
     def stage(self) -> Stage:
         """The one under way."""
         return self.steps.stage
-
-    def _new_optimizer(self) -> torch.optim.Optimizer:
-        optimizer = self.settings.optimizer(self.network.parameters(), lr=self.settings.lr)
-        decays = [
-            group["weight_decay"] for group in optimizer.param_groups if "weight_decay" in group
-        ]
-        if self.settings.stages != "joint" and any(decays):
-            raise checks.InvalidValue(
-                "training.optimizer.weight_decay: expected 0 where layers are trained one after another, "
-                f"since it moves those at rest too, got {max(decays)}; take 0 or training=end_to_end"
-            )
-        return optimizer
 
     def run(self, on_step: Callable[[], object] = lambda: None) -> Iterator[Epoch]:
         """Train epoch by epoch, until the end, ``stop_after`` or the loss of patience.
@@ -193,7 +181,7 @@ class Training:
         """Go on to the next stage: with a new optimizer, since the moments of the old one would go on
         moving the layers that are done; and best is what is best at the stage's layer."""
         before = self.stage
-        self.primal_dual.optimizer = self._new_optimizer()
+        self.primal_dual.optimizer = self.settings.new_optimizer(self.network.parameters())
         self.steps.begin(self._stage_at(self.epochs_done))
         if self.stage.layer != before.layer:
             self.best = None

@@ -1,11 +1,11 @@
 """The settings of a training."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdunroll import checks
 from sdunroll.perturbations import Perturbation
@@ -77,6 +77,22 @@ class TrainingSettings:
         self.patience = None if patience is None else checks.integer("patience", patience)
         self.stop_after = None if stop_after is None else checks.integer("stop_after", stop_after)
         self.fresh = checks.boolean("fresh", fresh)
+
+    def new_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer of the primal steps.
+
+        Errors: one whose weight decay would move layers that are at rest.
+        """
+        optimizer = self.optimizer(parameters, lr=self.lr)
+        decays = [
+            group["weight_decay"] for group in optimizer.param_groups if "weight_decay" in group
+        ]
+        if self.stages != "joint" and any(decays):
+            raise checks.InvalidValue(
+                "training.optimizer.weight_decay: expected 0 where layers are trained one after another, "
+                f"since it moves those at rest too, got {max(decays)}; take 0 or training=end_to_end"
+            )
+        return optimizer
 
     def objective(self, loss: Tensor) -> Tensor:
         """What a step minimises, from the mean loss of its batch, a scalar."""

@@ -48,6 +48,13 @@ def test_it_tries_the_precision_that_is_asked_for(sdunroll):
     assert "precision: expected fp32 for layers that invert a map" in outcome.err
 
 
+def test_it_refuses_what_training_does(sdunroll):
+    decay = ["training=layerwise", "training.epochs=3", "+training.optimizer.weight_decay=0.1"]
+    outcome = sdunroll("train", *TINY, *decay, "dry_run=true")
+    assert outcome.status == 1
+    assert "training.optimizer.weight_decay: expected 0" in outcome.err
+
+
 def test_more_epochs_take_longer(sdunroll):
     table = rows(sdunroll("train", *TINY, "training.epochs=10000000", "dry_run=true"))
     step = float(table["time per step"].split()[0]) / 1000

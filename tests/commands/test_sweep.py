@@ -245,6 +245,7 @@ def test_the_name_of_a_job_is_what_it_does():
     assert name("seed=0").startswith("seed-0-")
     assert len({name("seed=0"), name("seed=1"), name("data.seed=0"), name("seed=-0"), name()}) == 5
     assert len(name(*(f"constraint.epsilon={'0.1' * 99}" for _ in range(99)))) < 120
+    assert len(name(f"data.root={'界' * 120}").encode()) < 120
     assert resolvers.job_folder(None, 7, ["seed=0"]) == "7"
 
 

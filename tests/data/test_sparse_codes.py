@@ -24,6 +24,14 @@ def test_powers_by_hand():
     assert torch.allclose(with_power(gaussian, 2), torch.tensor([-4, 0, 0.25]) / math.sqrt(3))
 
 
+def test_a_large_power_is_no_overflow():
+    assert with_power(torch.tensor([-1.0, 0.0, 1.0]), 200).tolist() == [0.0, 0.0, 0.0]
+    variance = math.prod(range(1, 400, 2))  # E g^400 = 399!!
+    expected = 20**200 / math.isqrt(variance)
+    changed = with_power(torch.tensor([20.0], dtype=torch.float64), 200)
+    assert changed.item() == pytest.approx(expected, rel=1e-9)
+
+
 def test_codes_have_the_distribution_asked_for():
     codes = SparseCodes(sparsity=0.2, power=0.0, num_val=400).signals("val")
     assert abs((codes != 0).float().mean().item() - 0.2) < 0.005

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sdunroll.report.aggregate import Cell, Column, Table, tables
+from sdunroll.report.aggregate import Cell, Column, Table, main_figure, tables
 from sdunroll.report.collect import Record
 from sdunroll.report.grouping import Method, blocks
 from sdunroll.report.writers import comma_separated, latex, markdown
@@ -34,8 +34,21 @@ def table():
 
 
 def test_best(table):
-    assert [column.best() for column in table.columns] == [1, 2, None]
-    assert Column("one", [Cell(1.0, None, 1), None], better="low").best() is None
+    assert [column.best() for column in table.columns] == [{1}, {2}, set()]
+    assert Column("one", [Cell(1.0, None, 1), None], better="low").best() == set()
+
+
+@pytest.mark.parametrize(
+    ("means", "better", "best"),
+    [
+        ([1.0, 1.0, 0.5], "high", {0, 1}),
+        ([0.5, 0.50001, 1.0], "low", {0, 1}),  # the same as written
+        ([2.0, 2.0, 2.0], "low", set()),
+    ],
+)
+def test_of_equal_bests_all_are_best_and_none_where_all_are_equal(means, better, best):
+    cells = [Cell(mean, None, 1) for mean in means]
+    assert Column("one", cells, 2, better).best() == best
 
 
 def test_markdown(table):
@@ -57,6 +70,7 @@ def test_latex_is_escaped(table):
     text = latex(table)
     assert r"psnr\_x \& y" in text
     assert r"b\_2 & \textbf{1.00 $\pm$ 0.12} & 10.0 & 3 \\" in text
+    assert r"c\textbar{}d" in text  # which the standard encoding would print as a dash
     assert text.count("{") == text.count("}")
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
         assert rule in text
@@ -94,8 +108,20 @@ def test_a_table_says_that_solvers_had_fewer_instances(count, end):
     assert found.caption.endswith(end)
 
 
-def test_the_names_of_their_files_are_not_too_long():
-    several = [a_method(0.1, root=f"{'x' * 300}{end}") for end in "yz"]
-    names = [table.name for table in tables(several)]
+@pytest.mark.parametrize(
+    "roots", [[f"{'x' * 300}{end}" for end in "yz"], ["界" * 80, "x"], ["a-1", "a_1"], ["A", "a"]]
+)
+def test_the_names_of_their_files_are_not_too_long_nor_alike(roots):
+    several = [a_method(0.1, root=root) for root in roots]
+    names = [table.name.lower() for table in tables(several)]
     assert len(set(names)) == len(names) > 1
-    assert all(len(name) < 200 for name in names)
+    assert all(len(name.encode()) < 200 for name in names)
+
+
+def test_what_is_not_evaluated_yet_does_not_change_the_main_figure():
+    evaluated, pending = a_method(0.1), a_method(0.1)
+    row = {"psnr": {"mean": 20.0}, "distance": {"mean": 2.0}}
+    record = replace(evaluated.records[0], metrics={"layers": [row]})
+    both = [replace(evaluated, records=[record]), pending]
+    assert main_figure(both)[0] == "psnr"
+    assert main_figure([pending])[0] == "distance"

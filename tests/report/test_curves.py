@@ -37,11 +37,57 @@ def test_a_log_axis_where_it_helps_and_can_be(monkeypatch, tmp_path, means, scal
     assert draw(monkeypatch, tmp_path, [means]).get_yscale() == scale
 
 
-def test_plain_numbers_on_a_log_axis():
-    axes = Figure().subplots()
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (0.6, 30, ["0.5", "1", "2", "5", "10", "20"]),
+        (1e-3, 1e3, ["0.001", "0.01", "0.1", "1", "10", "100", "1000"]),
+        (2.6, 4.4, ["2.75", "3", "3.25", "3.5", "3.75", "4", "4.25", "4.5"]),
+        (2.45, 2.68, ["2.45", "2.5", "2.55", "2.6", "2.65"]),
+    ],
+)
+def test_plain_numbers_on_a_log_axis(low, high, shown):
+    figure = Figure()
+    axes = figure.subplots()
     figures.log_axis(axes)
-    plain = axes.yaxis.get_major_formatter()
-    assert [plain(value, 0) for value in (0.02, 1, 30, 0, 500)] == ["0.02", "1", "", "", "500"]
+    axes.plot([0, 1], [low, high])
+    figure.draw_without_rendering()
+    ticks = [*axes.yaxis.get_major_ticks(), *axes.yaxis.get_minor_ticks()]
+    bottom, top = axes.get_ylim()
+    texts = [tick.label1.get_text() for tick in ticks if bottom <= tick.get_loc() <= top]
+    assert [text for text in texts if text] == shown
+
+
+def kept(monkeypatch, draw):
+    """The figure that ``draw`` would save."""
+    found = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: found.append(self))
+    monkeypatch.setattr(figures, "write_atomically", lambda path, write: write(path))
+    draw()
+    return found[0]
+
+
+def test_one_epoch_stands_at_1(monkeypatch, tmp_path):
+    row = {"epoch": 1, "train_loss": 2.0, "val_loss": 3.0, "slack_1": 0.098173, "multiplier_1": 0.1}
+    figure = kept(monkeypatch, lambda: figures.training([row], tmp_path))
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["1"]
+
+
+def test_each_run_under_its_own_name_by_its_own_first_layer(monkeypatch, tmp_path):
+    def run(label, first_layer, shares):
+        level = {"level": 0, "final_distance": 1.0, "descent_frequency": shares}
+        level["ci95"] = {"final_distance": [0.9, 1.1]}
+        return {"label": label, "first_layer": first_layer, "levels": [level]}
+
+    result = run("_own $1 to $2", 3, [0.0, 0.1, 0.9]) | {"notice": None, "perturbation": "noise"}
+    result["against"] = run("other", 1, [0.5, 0.6])
+    figure = kept(monkeypatch, lambda: figures.levels(result, tmp_path / "levels.png"))
+    left, right = figure.axes
+    assert [line.get_ydata().tolist() for line in right.lines] == [[0.9], [0.5]]
+    shown = [text.get_text() for text in left.get_legend().get_texts()]
+    assert shown == [r" _own \$1 to \$2", "other"]
 
 
 def test_no_history_no_picture(tmp_path):

@@ -74,6 +74,8 @@ def test_level_table_with_a_second_run():
     }
     _, _, row = rows(tables.level_table(result))
     assert row == ["2", "1.5", "[1.4,", "1.6]", "0.25", "8", "75.0", "%", "3", "0.500"]
+    result["against"] = {"levels": [level | {"final_distance": 0.0}]}
+    assert rows(tables.level_table(result))[2][-2:] == ["0", "-"]
 
 
 def test_layer_table_of_the_difference_form_shows_plain_ratios():
