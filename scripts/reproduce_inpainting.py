@@ -38,7 +38,9 @@ RAMP = ALL | {"input_noise_ramp": "[0,0.05,0.1,0.2,0.3,0.4]"}
 # the same gradients by plain autograd: faster where memory is no matter
 PLAIN = ["network.proximal.reversible=false"]
 ROBUST = ["experiment=robust_inpainting", *PLAIN]
+# which leave less to gain than one hole does
 MASKS = ["operator.mask=random_box", "operator.size=[8,16]", *PLAIN]
+MASKS += ["constraint.epsilon=0.3", "constraint.margin=0.12"]
 PHOTOS = [*PLAIN, "data=photos", "data.color=true", "data.size=32", "data.num_train=4000"]
 PHOTOS += ["data.num_val=200", "data.num_test=500"]
 
