@@ -116,7 +116,7 @@ SCALES = {
     "small": Scale(["methods"], [0, 1, 2], 3, "2 cores"),
     # 315,000 steps a run, of 11.5 ms on an H200, 19 ms with noise between layers (measured over a few),
     # and what follows the training; a whole run was not made
-    "paper": Scale(["paper_methods"], [0], 80, "an H200"),
+    "paper": Scale(["paper_methods"], [0], 80, "an H200", alone=True),
 }  # fmt: skip
 
 

@@ -57,6 +57,7 @@ class Scale:
         seeds: of each study.
         overrides: added to those of each study.
         levels: of perturbations, in place of the studies' own.
+        alone: whether it has no parts but these, and they are at no other scale.
         minutes: that one run of length 1 takes, about. machine: on what; both for the estimate that is
             printed before it starts.
     """
@@ -67,6 +68,7 @@ class Scale:
     machine: str
     overrides: Sequence[str] = ()
     levels: Mapping[str, str] = field(default_factory=dict)
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,11 @@ class Job:
         trained = (self.folder / "summary.json").exists()
         if trained and self.is_evaluated() and all(path.exists() for path in perturbed):
             return "done"
+        lock = self.beside("lock")
         try:
-            with FileLock(self.beside("lock"), timeout=0):
-                pass
+            if lock.exists():
+                with FileLock(lock, timeout=0):
+                    pass
         except Timeout:
             return "running"
         if self.beside("failed").exists():
@@ -101,7 +105,6 @@ class Job:
 
     def beside(self, ending: str) -> Path:
         """A file beside the run directory."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
         return self.folder.with_name(f"{self.folder.name}.{ending}")
 
 
@@ -125,12 +128,18 @@ class Suite:
         )
         parser.add_argument("--scale", choices=[*scales], default="small")
         parser.add_argument("--status", action="store_true", help="say what is done, and end")
-        parser.add_argument("--jobs", type=int, default=2, help="runs at once")
+        parser.add_argument("--jobs", type=_positive, default=2, help="runs at once")
         parser.add_argument("--only", nargs="+", choices=[*parts], help="parts of it")
         parser.add_argument("--seeds", nargs="+", type=int, help="others than the scale's")
         self.options = parser.parse_args()
         self.parts = parts
         self.scale = scales[self.options.scale]
+        allowed = self.scale.parts if self.scale.alone else _shared(parts, scales)
+        if wrong := [part for part in self.options.only or () if part not in allowed]:
+            parser.error(
+                f"--only: expected of {', '.join(allowed)} at --scale {self.options.scale}, "
+                f"got {', '.join(wrong)}"
+            )
         self.runs = Path("outputs") / name / self.options.scale
         small = self.options.scale == "small"
         self.results = REFERENCE if small else self.runs / "report"
@@ -219,12 +228,27 @@ class Suite:
         print(table)
 
 
+def _positive(text: str) -> int:
+    """A number of jobs, for the command line."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text}")
+    return number
+
+
+def _shared(parts: Mapping[str, Sequence[Study]], scales: Mapping[str, Scale]) -> list[str]:
+    """The parts of no scale that stands alone."""
+    kept = {part for scale in scales.values() if scale.alone for part in scale.parts}
+    return [part for part in parts if part not in kept]
+
+
 def _duration(minutes: float) -> str:
     return f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes"
 
 
 def _make(job: Job, call: Commands) -> bool:
     """Train, perturb and evaluate a run as far as that is not done; whether it is done now."""
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(job.beside("lock"), timeout=2):  # --status may hold it for a moment
             job.beside("failed").unlink(missing_ok=True)

@@ -106,7 +106,7 @@ class Run:
         """Errors: :class:`RunError` if ``folder`` holds a run already, one that saved an epoch."""
         if (folder / "summary.json").exists():
             raise RunError(f"{folder}: holds a finished run; take another hydra.run.dir")
-        if (folder / "checkpoints" / "last.pt").exists():
+        if any((folder / "checkpoints" / f"{name}.pt").exists() for name in ("last", "previous")):
             raise RunError(
                 f"{folder}: holds a run already; take another hydra.run.dir, or go on with "
                 f"`sdunroll train {checks.override('resume', folder)}`"

@@ -1,8 +1,18 @@
 """``scripts/guards.py`` takes guards out of the code, so it must find them there."""
 
+import sys
+
 import pytest
 
+from scripts import guards
 from scripts.guards import GUARDS, ROOT, applies
+
+
+def test_a_word_that_no_guard_has_is_refused(monkeypatch):
+    monkeypatch.setattr(guards, "status", lambda *_: pytest.fail("runs tests"))
+    monkeypatch.setattr(sys, "argv", ["guards.py", "--only", "zzz"])
+    with pytest.raises(SystemExit, match="--only: expected a word in the name of a guard"):
+        guards.main()
 
 
 @pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.what)

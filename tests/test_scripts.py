@@ -53,10 +53,10 @@ def test_a_command_ends_in_good_order_with_the_script(tmp_path, number, status):
     assert "interrupted in epoch" in (run / "train.log").read_text()
 
 
-def run_beside_scripts(code, folder):
+def run_beside_scripts(code, folder, *arguments):
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
-        capture_output=True, text=True,
+        [sys.executable, "-c", code, *arguments], cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS)}, capture_output=True, text=True,
     )  # fmt: skip
 
 
@@ -107,6 +107,39 @@ suite.report("all", ["all"])
 def test_seeds_that_are_asked_for_are_reported_beside_the_others(tmp_path):
     done = run_beside_scripts(SEEDED, tmp_path)
     assert done.stdout.split() == ["3", "0", "3", "2"], done.stderr
+
+
+ALONE = """
+import sys, studies
+sys.argv = ["name", *sys.argv[1:]]
+parts = {"all": [studies.Study("one", ["problem=lista"])]}
+parts["other"] = parts["paper"] = parts["all"]
+scales = {"small": studies.Scale(["all"], [0], 4, "2 cores")}
+scales["paper"] = studies.Scale(["paper"], [0], 8200, "a GPU", alone=True)
+suite = studies.Suite("name", parts, scales, "")
+print("good")
+suite.run()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "paper"], "--only: expected of all, other at --scale small, got paper"),
+        (["--scale", "paper", "--only", "all"], "expected of paper at --scale paper, got all"),
+        (["--status", "--jobs", "0"], "argument --jobs: expected 1 or more, got 0"),
+    ],
+)
+def test_what_a_scale_does_not_have_is_refused(tmp_path, arguments, said):
+    done = run_beside_scripts(ALONE, tmp_path, *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_status_leaves_nothing_behind(tmp_path):
+    done = run_beside_scripts(ALONE, tmp_path, "--only", "other", "--status")
+    assert done.stdout.startswith("good\nmissing"), done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 SHARED = """

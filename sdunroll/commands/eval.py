@@ -32,6 +32,7 @@ def main(config: DictConfig) -> None:
         measured = metrics.evaluate(
             experiment.network, experiment.problem, experiment.constraint, test, seed=seed
         )
+        _check_finite(measured)
         result = _result(experiment, test, measured, seed)
         result["theory"] = Bounds(experiment, test, seed=seed, delta=config.delta)()
         run.write_json("eval/metrics.json", result)
@@ -64,6 +65,16 @@ def main(config: DictConfig) -> None:
     if result["notice"]:
         print(f"data: {result['notice']}")
     print(f"\n{run.folder / 'eval'}")
+
+
+def _check_finite(measured: metrics.LayerFigures) -> None:
+    """Errors: a layer whose figures are not finite, as of one that is not trained yet."""
+    finite = torch.stack([values.isfinite().all(1) for values in measured.states.values()]).all(0)
+    if not finite.all():
+        raise checks.UserError(
+            f"the network: expected finite values, got others after layer {int(finite.int().argmin())}; "
+            "train on to the end, or with a lower training.lr"
+        )
 
 
 def _result(

@@ -41,8 +41,7 @@ def build(
     settings = instantiate(config, "training")
     dual = instantiate(config, "dual")
     experiment = assemble(config, device, state)
-    if state is None:
-        _check_splits(experiment)
+    _check_splits(experiment, None if state is None else state.get("instances"))
     if settings.fresh:  # what cannot be drawn shows now
         experiment.source.draw(1, generator(config.seed, "trial"))
     training = Training(
@@ -83,15 +82,23 @@ def begin(config: DictConfig, folder: Path) -> tuple[Training, Experiment, Run]:
     return training, experiment, Run.create(folder, resolved_config(config), provenance)
 
 
-def _check_splits(experiment: Experiment) -> None:
+def _check_splits(experiment: Experiment, before: dict[str, int] | None = None) -> None:
     """What is wrong with a split shows now, not after the training.
 
-    Errors: signals of another shape than those of the training split; pictures may be of another size,
-    where the problem takes them.
+    Args:
+        before: how many instances the splits had when the run began.
+
+    Errors: other numbers of them; signals of another shape than those of the training split; pictures
+    may be of another size, where the problem takes them.
     """
     for split in SPLITS:
         signals = experiment.source.signals(split)
         check_rows(signals, f"data: the {split} split", signals=True)
+        if before is not None and len(signals) != before[split]:
+            raise UserError(
+                f"data: the {split} split: expected {before[split]:,} instances, as when the run began, "
+                f"got {len(signals):,}; put the data back as they were, or start a new run"
+            )
         if split == "train":
             train = signals
             fixed = 2 if train.ndim == 4 else train.ndim
@@ -166,6 +173,8 @@ def resumed(config: DictConfig) -> Run:
 def go_on(config: DictConfig, run: Run) -> tuple[Training, Experiment, Run]:
     """Go on with ``run``, whose lock is held."""
     training, experiment = load(config, run)
+    if training.best_epoch:  # which the end needs: what is wrong with it shows now
+        run.load_checkpoint("best")
     run.truncate_history(training.epochs_done)
     return training, experiment, run
 

@@ -11,6 +11,7 @@ from sdunroll import metrics
 from sdunroll.cache import WriteError
 from sdunroll.checks import UserError
 from sdunroll.commands.assemble import Experiment
+from sdunroll.data import SPLITS
 from sdunroll.primal_dual import stalled
 from sdunroll.provenance import peak_gpu_memory_bytes, peak_memory_bytes
 from sdunroll.runs import Run, resumption
@@ -78,7 +79,9 @@ def save(
     try:
         if epoch.best:
             run.save_checkpoint("best", weights)
-        run.save_checkpoint("last", training.state_dict() | {"problem": weights["problem"]})
+        instances = {split: len(experiment.source.signals(split)) for split in SPLITS}
+        rest = {"problem": weights["problem"], "instances": instances}
+        run.save_checkpoint("last", training.state_dict() | rest)
     except WriteError as error:
         raise UserError(
             f"{error}; then go on with: {resumption(run.folder, run.config)}"

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,10 +23,14 @@ from sdunroll import checks
 from sdunroll.cache import Cache
 from sdunroll.data.base import SPLITS, Source, Split
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 log = logging.getLogger(__name__)
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+SAMPLED = 16  # pictures whose content is looked at before the cache is trusted
 NAMED = 10  # pictures that are left out and named on the console; all are, in the log file
 SHARES = {"train": 0.90, "val": 0.95, "test": 1.0}  # upper ends, where no official split is known
 MAPPING, PARTITION = "CelebA-HQ-to-CelebA-mapping.txt", "list_eval_partition.txt"
@@ -91,12 +96,13 @@ class ImageFolder(Source):
     def _read_all(self, paths: list[Path], split: Split) -> Tensor:
         """The pictures of a split that can be read, (N, C, S, S); the others are named and left out.
 
-        They are decoded once: the cache keeps them as bytes, known by the names, sizes and times of the
-        files, and maps them into memory.
+        They are decoded once: the cache keeps them as bytes, known by the names, sizes and times of all
+        files and the content of some, and maps them into memory.
         """
         files = [[path.relative_to(self.root).as_posix(), *_state(path)] for path in paths]
         key = {
             "what": "pictures",
+            "content": _sampled(paths),
             "files": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
             "size": self.size,
             "channels": self.channels,
@@ -233,15 +239,24 @@ class ImageFolder(Source):
             picture = ImageOps.exif_transpose(opened)
             if picture.mode == "F":
                 raise ValueError("floating-point numbers, whose range is not known")
-            if picture.mode.startswith("I"):  # 16 bits, which convert() would clip at 255
-                deep = np.asarray(picture, np.float64) / 257
-                picture = Image.fromarray(deep.clip(0, 255).round().astype(np.uint8))
-            picture = picture.convert("RGB" if self.color else "L")
+            if picture.mode == "I" and opened.format != "PNG":  # which has 16 bits
+                raise ValueError("whole numbers of 32 bits, whose range is not known")
+            picture = in_eight_bits(picture).convert("RGB" if self.color else "L")
         side = min(picture.size)
         left, top = ((length - side) // 2 for length in picture.size)
         square = picture.crop((left, top, left + side, top + side))
         resized = np.array(square.resize((self.size, self.size), Image.Resampling.BOX))
         return resized.reshape(self.size, self.size, self.channels)
+
+
+def in_eight_bits(picture: "Image.Image") -> "Image.Image":
+    """A picture of 16 bits in 8, which convert() would clip at 255; others as they are."""
+    if not picture.mode.startswith("I"):
+        return picture
+    from PIL import Image
+
+    deep = np.asarray(picture, np.float64) / 257
+    return Image.fromarray(deep.clip(0, 255).round().astype(np.uint8))
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -250,6 +265,16 @@ def _state(path: Path) -> tuple[int, int]:
         found = path.stat()
         return found.st_size, found.st_mtime_ns
     return -1, -1
+
+
+def _sampled(paths: list[Path]) -> str:
+    """A checksum of the content of :data:`SAMPLED` files, spread over all: names, sizes and times may be
+    those of other pictures, where they are not compressed and times are set."""
+    found = hashlib.sha256()
+    for path in paths[:: max(1, len(paths) // SAMPLED)]:
+        with suppress(OSError):
+            found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def _numbers(stem: str) -> list[int]:

@@ -17,7 +17,7 @@ from sdunroll import checks
 from sdunroll.cache import Cache, digest
 from sdunroll.data import Batch, Source
 from sdunroll.problems.base import Problem
-from sdunroll.problems.operators import Operator
+from sdunroll.problems.operators import Inpainting, Operator
 from sdunroll.randomness import generator
 
 SMALLEST_WINDOW = 3  # of the structural similarity, in pixels
@@ -186,9 +186,13 @@ def inverse_imaging(
     Errors: a source of other than pictures with values in [0, 1].
     """
     if source.channels is None or source.value_range != (0.0, 1.0):
-        raise checks.InvalidValue(
+        raise checks.UserError(
             "data: expected pictures with values in [0, 1] for an inverse problem in imaging, got "
             f"{type(source).__name__}; take data=faces or data=photos"
+        )
+    if isinstance(operator, Inpainting):  # a mask from a file is kept with the run
+        operator.picture = (
+            operator.read_picture() if state is None else state.get("operator.picture")
         )
     problem = InverseImaging(operator, channels=source.channels)
     if state is not None:

@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sdunroll import checks
+from sdunroll.data.image_folder import in_eight_bits
 from sdunroll.solvers import harmonic_fill
 
 Range = float | Sequence[float]
+DRAWN = ("box", "random_box", "random_pixels")  # masks that come from no file
+MASKS = f"one of {', '.join(DRAWN)} or the path of a picture"
 
 
 def _range(name: str, value: object) -> tuple[float, float]:
@@ -181,6 +184,7 @@ class Inpainting(Operator):
     """
 
     peer_name = "biharmonic"
+    picture: Tensor | None
 
     def __init__(
         self,
@@ -193,12 +197,11 @@ class Inpainting(Operator):
         seed: int = 0,
     ) -> None:
         super().__init__(noise=noise, seed=seed)
-        names = ("box", "random_box", "random_pixels")
-        if mask not in names and not Path(mask).is_file():
-            raise checks.InvalidValue(
-                f"mask: expected one of {', '.join(names)} or the path of a picture, got {mask!r}"
-            )
+        known = isinstance(mask, str) and (mask in DRAWN or Path(mask).suffix != "")
+        if not known:  # a file may be gone when a trained network is looked at
+            raise checks.InvalidValue(f"mask: expected {MASKS}, got {mask!r}")
         self.mask = mask
+        self.register_buffer("picture", None)  # the mask of a file, once it is read
         ends = size if isinstance(size, Sequence) and not isinstance(size, str) else [size]
         for end in ends:
             checks.integer("size", end)
@@ -245,7 +248,7 @@ class Inpainting(Operator):
             known.scatter_(1, drawn.argmin(1, keepdim=True), False)  # at least one is missing
             known.scatter_(1, drawn.argmax(1, keepdim=True), True)  # and one known
             return known.view(count, 1, height, width).float()
-        if self.mask not in ("box", "random_box"):
+        if self.mask not in DRAWN:
             return self._mask_from_file(height, width).expand(count, 1, -1, -1)
         low, high = self.sizes
         if high >= min(height, width):
@@ -271,15 +274,33 @@ class Inpainting(Operator):
         inside_columns = (columns >= left) & (columns < left + side)  # (B, W)
         return (~(inside_rows[:, :, None] & inside_columns[:, None, :])).float()[:, None]
 
-    def _mask_from_file(self, height: int, width: int) -> Tensor:
+    def read_picture(self) -> Tensor | None:
+        """The mask from its file, 1 where known, (H, W); None for masks that are drawn.
+
+        Errors: no file that holds a picture.
+        """
         from PIL import Image
 
-        with Image.open(self.mask) as picture:
-            known = np.asarray(picture.convert("L")) >= 128
+        if self.mask in DRAWN:
+            return None
+        try:
+            with Image.open(self.mask) as picture:
+                light = np.asarray(in_eight_bits(picture).convert("L")) >= 128
+        except OSError as error:
+            reason = error.strerror or "no format that Pillow knows"
+            raise checks.UserError(
+                f"operator.mask: expected {MASKS}, got {self.mask!r} ({reason})"
+            ) from error
+        return torch.from_numpy(light.astype(np.float32))
+
+    def _mask_from_file(self, height: int, width: int) -> Tensor:
+        picture = self.read_picture() if self.picture is None else self.picture.cpu()
+        assert picture is not None
+        known = picture > 0
         if known.shape != (height, width) or known.all() or not known.any():
-            got = f"{known.shape[0]} x {known.shape[1]} pixels, {(~known).sum()} of them dark,"
+            got = f"{known.shape[0]} x {known.shape[1]} pixels, {int((~known).sum())} of them dark,"
             raise checks.InvalidValue(
                 f"operator.mask: expected a picture of {height} x {width} pixels, dark where pixels are "
                 f"missing and light elsewhere, got {got} in {self.mask}"
             )
-        return torch.from_numpy(known.astype(np.float32))
+        return picture

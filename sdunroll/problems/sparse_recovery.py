@@ -153,7 +153,7 @@ def sparse_recovery(
     Errors: a source of other than sparse codes.
     """
     if not isinstance(source, SparseCodes):
-        raise checks.InvalidValue(
+        raise checks.UserError(
             "data: expected sparse codes for sparse recovery, got "
             f"{type(source).__name__}; take data=sparse_codes or problem=lista"
         )

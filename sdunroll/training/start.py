@@ -1,10 +1,15 @@
 """What comes before the first step of a training."""
 
 import torch
+from torch import Tensor
+from torch.func import functional_call
 
 from sdunroll import checks
 from sdunroll.data import Batch
+from sdunroll.randomness import generator as new_generator
 from sdunroll.training.forward import Forward
+
+NUDGE = 0.01  # standard deviation of what is added to weights, to see where they can lead
 
 
 def prepare(forward: Forward, batch: Batch, *, rows: list[int], generator: torch.Generator) -> None:
@@ -20,6 +25,12 @@ def prepare(forward: Forward, batch: Batch, *, rows: list[int], generator: torch
     with torch.no_grad():
         path = network(batch.obs, generator=generator)
         before, after = constraint.measures(forward.problem, path, batch)
+        if any(before[row].max() == after[row].max() == 0 for row in rows):
+            # it may stay there only since its weights do nothing yet
+            rng = new_generator(0, "nudge", batch.obs.device)
+            path = functional_call(network, _nudged(network, rng), batch.obs, {"generator": rng})
+            moved, left = constraint.measures(forward.problem, path, batch)
+            before, after = before.minimum(moved), after.maximum(left)
     labels = constraint.labels(network.num_layers)
     for row in rows:
         if before[row].max() == 0 and after[row].max() > 0:
@@ -27,3 +38,11 @@ def prepare(forward: Forward, batch: Batch, *, rows: list[int], generator: torch
                 f"constraint.first_layer: layer {labels[row]} receives a measure of 0, below which "
                 "nothing falls; take constraint.first_layer=2, another start or another constraint"
             )
+
+
+def _nudged(network: torch.nn.Module, rng: torch.Generator) -> dict[str, Tensor]:
+    """The weights of ``network``, moved a little."""
+    return {
+        name: weight + NUDGE * torch.randn(weight.shape, generator=rng, device=weight.device)
+        for name, weight in network.named_parameters()
+    }

@@ -51,7 +51,10 @@ def check(outcome, *parts):
         (["nonsense"], ["nonsense", "expected key=value"]),
         (["constraint.epsilon=0"], ["constraint.epsilon: expected a number > 0 and < 1, got 0"]),
         (["constraint.epsilon=1.5"], ["constraint.epsilon", "got 1.5"]),
-        (["constraint.epsilon=[0.1,0.2]"], ["epsilon", "3 layers", "got 2 numbers"]),
+        (
+            ["constraint.epsilon=[0.1,2]"],
+            ["constraint.epsilon: expected a number > 0 and < 1, got 2"],
+        ),
         (["constraint.form=square"], ["constraint.form: expected one of ratio"]),
         (["network.num_layers=0"], ["network.num_layers", "at least 1, got 0"]),
         (["data.num_train=-5"], ["data.num_train", "got -5"]),
@@ -213,6 +216,22 @@ def test_a_run_directory_is_not_overwritten(sdunroll, run):
         outcome,
         f"holds a run already; take another hydra.run.dir, or go on with `sdunroll train resume={run}`",
     )
+    (run / "checkpoints" / "last.pt").unlink()  # which the one before can stand in for
+    check(sdunroll("train", *TINY, f"hydra.run.dir={run}"), "holds a run already")
+
+
+def test_what_the_end_of_a_resumed_training_needs_is_looked_at_before(sdunroll):
+    run = sdunroll("train", *TINY, "training.stop_after=1").run
+    history = (run / "history.csv").read_text()
+    best = (run / "checkpoints" / "best.pt").rename(run / "elsewhere.pt")
+    check(sdunroll("train", f"resume={run}"), "best.pt", "missing")
+    best.rename(run / "checkpoints" / "best.pt")
+    state = Run(run).load_checkpoint("last")
+    del state["path"]
+    state["instances"]["train"] += 10
+    Run(run).save_checkpoint("last", state)
+    check(sdunroll("train", f"resume={run}"), "the train split: expected 106 instances", "got 96")
+    assert (run / "history.csv").read_text() == history
 
 
 def test_unknown_command(sdunroll):

@@ -4,8 +4,10 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import TINY_OF
 
@@ -149,16 +151,43 @@ def test_operators_without_a_hole_in_grey(sdunroll, operator):
     assert "hole_psnr" not in metrics["layers"][0]
 
 
+def test_layers_that_do_nothing_at_the_start_are_refused_where_they_start_from_0(sdunroll):
+    kept = [item for item in GLOW if "proximal" not in item]
+    outcome = sdunroll("train", *kept, "network=prox_cnn", "constraint=objective_value")
+    assert outcome.status == 1
+    assert "constraint.first_layer: layer 1 receives a measure of 0" in outcome.err
+
+
 def test_photographs_in_colour_and_grey(sdunroll):
     for color in ("true", "false"):
         outcome = sdunroll("train", *GLOW, "data=photos", f"data.color={color}")
         assert outcome.status == 0, outcome.err
 
 
+def test_a_mask_from_a_file_is_kept_with_the_run(sdunroll, tmp_path):
+    def draw(left):
+        pixels = np.full((8, 8), 255, np.uint8)
+        pixels[2:5, left : left + 3] = 0
+        Image.fromarray(pixels).save(tmp_path / "mask.png")
+
+    draw(1)
+    kept = [item for item in GLOW if "operator" not in item]
+    mask = f"operator.mask={tmp_path / 'mask.png'}"
+    run = sdunroll("train", *kept, mask, "training.stop_after=1").run
+    figures = []
+    for change in (lambda: None, lambda: draw(4), (tmp_path / "mask.png").unlink):
+        change()
+        assert sdunroll("eval", f"run={run}").status == 0
+        figures.append(read(run / "eval" / "metrics.json")["layers"])
+    assert figures[0] == figures[1] == figures[2]
+    outcome = sdunroll("train", f"resume={run}")
+    assert outcome.status == 0, outcome.err
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data=synthetic"], "data: expected pictures with values in [0, 1]"),
+        (["data=synthetic"], "error: data: expected pictures with values in [0, 1]"),
         (["network=lista"], "LISTA unrolls sparse coding"),
         (["operator.size=40"], "operator.size: expected less than the image's 8 pixels, got 40"),
         (["operator.mask=boxx"], "operator.mask: expected one of box"),

@@ -1,9 +1,11 @@
 """The commands on sparse recovery."""
 
 import json
+import math
 
 import pytest
 
+from sdunroll import metrics
 from tests.conftest import TINY_OF
 
 RECOVERY = TINY_OF["synthetic"]
@@ -23,13 +25,28 @@ def test_eval_knows_both_nmse_the_support_and_the_oracle(sdunroll, trained):
     assert outcome.status == 0, outcome.err
     for title in ("NMSE dB (ratio of means)", "NMSE dB (mean of samples)", "recall", "oracle"):
         assert title in outcome.out
-    metrics = read(trained / "eval" / "metrics.json")
-    assert set(metrics["baselines"]) == {"ista", "fista", "amp", "oracle"}
-    for row in metrics["layers"]:
+    result = read(trained / "eval" / "metrics.json")
+    assert set(result["baselines"]) == {"ista", "fista", "amp", "oracle"}
+    for row in result["layers"]:
         assert {"nmse_db", "sample_nmse_db", "precision", "recall", "false_positives"} <= set(row)
-    assert metrics["layers"][0]["nmse_db"]["mean"] == pytest.approx(0, abs=1e-6)  # y_0 = 0
-    assert metrics["baselines"]["oracle"]["precision"]["mean"] == 1
+    assert result["layers"][0]["nmse_db"]["mean"] == pytest.approx(0, abs=1e-6)  # y_0 = 0
+    assert result["baselines"]["oracle"]["precision"]["mean"] == 1
     assert (trained / "eval" / "figures" / "per_layer.png").stat().st_size > 1000
+
+
+def test_eval_names_a_layer_whose_estimates_are_not_finite(sdunroll, monkeypatch, train_once):
+    run = train_once(*RECOVERY)
+    evaluate = metrics.evaluate
+
+    def overflowing(*arguments, **settings):
+        found = evaluate(*arguments, **settings)
+        found.states["distance"][2, 0] = math.inf
+        return found
+
+    monkeypatch.setattr(metrics, "evaluate", overflowing)
+    outcome = sdunroll("eval", f"run={run}")
+    assert outcome.status == 1
+    assert "expected finite values, got others after layer 2; train on to the end" in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,23 @@ def test_what_is_no_fault_of_a_picture_is_not_remembered(pictures, monkeypatch, 
     assert len(reds(ImageFolder(root=str(pictures), size=4), "train")) > 5
 
 
+def test_other_pictures_of_the_same_names_sizes_and_times_are_read(tmp_path):
+    for level in (10, 200):
+        for number in range(40):
+            pixels = np.full((8, 8, 3), level, np.uint8)
+            save(tmp_path / str(level), f"{number}.bmp", pixels)
+            os.utime(tmp_path / str(level) / f"{number}.bmp", (0, 0))
+        assert set(reds(ImageFolder(root=str(tmp_path / str(level)), size=4), "train")) == {level}
+
+
+def test_whole_numbers_of_32_bits_are_refused(pictures, caplog):
+    Image.fromarray(np.full((8, 8), 200, np.int32)).save(pictures / "7.tif")
+    ImageFolder(root=str(pictures), size=4).signals("train")
+    ImageFolder(root=str(pictures), size=4).signals("val")
+    ImageFolder(root=str(pictures), size=4).signals("test")
+    assert "whole numbers of 32 bits, whose range is not known" in caplog.text
+
+
 def test_pictures_are_decoded_once(pictures, monkeypatch, caplog):
     spoil(pictures / "7.png", "text")
     sizes = {"size": 4, "bits": 5}

@@ -4,7 +4,7 @@ import torch
 from skimage import metrics as peers
 
 from sdunroll.cache import Cache
-from sdunroll.checks import InvalidValue
+from sdunroll.checks import UserError
 from sdunroll.data import Faces, Synthetic
 from sdunroll.problems import Deblurring, Inpainting, InverseImaging, inverse_imaging
 from sdunroll.randomness import generator
@@ -107,7 +107,7 @@ def test_deblurring_restores_from_its_state():
 
 
 def test_refuses_signals_that_are_no_pictures():
-    with pytest.raises(InvalidValue, match="expected pictures with values in"):
+    with pytest.raises(UserError, match=r"^data: expected pictures with values in"):
         inverse_imaging(Synthetic(), Cache(None), operator=Inpainting())
     faces = Faces(num_train=4, num_val=2, num_test=2)
     assert inverse_imaging(faces, Cache(None), operator=Inpainting()).channels == 3

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from sdunroll.checks import InvalidValue
+from sdunroll.checks import InvalidValue, UserError
 from sdunroll.problems import Deblurring, Denoising, Inpainting
 from sdunroll.randomness import generator
 
@@ -124,6 +124,18 @@ def test_a_mask_from_a_picture(tmp_path):
     dark = Inpainting(mask=str(tmp_path / "dark.png"))
     with pytest.raises(InvalidValue, match="36 of them dark"):
         dark.observe(draw(2, 3, 6, 6), generator(0, "m"))
+    (tmp_path / "mask.txt").write_text("no picture")
+    for name, reason in (("mask.txt", "no format"), ("gone.png", "No such file")):
+        with pytest.raises(UserError, match=rf"operator.mask: expected one of box.*{reason}"):
+            Inpainting(mask=str(tmp_path / name)).read_picture()
+
+
+def test_a_mask_of_16_bits_is_that_of_8(tmp_path):
+    pixels = np.full((8, 8), 65535, np.uint16)
+    pixels[2:5, 2:5] = 10_000
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    known = Inpainting(mask=str(tmp_path / "mask.png")).read_picture()
+    assert torch.equal(known == 0, torch.from_numpy(pixels < 65535))
 
 
 def test_each_picture_has_its_noise_level():
@@ -138,6 +150,7 @@ def test_each_picture_has_its_noise_level():
     ("settings_", "message"),
     [
         ({"mask": "boxes"}, "mask: expected one of box, random_box"),
+        ({"mask": 7}, "mask: expected one of box, random_box"),
         ({"size": 0}, "size: expected a whole number"),
         ({"size": 4.7}, "size: expected a whole number"),
         ({"mask": "random_box", "size": [3, 5.9]}, "size: expected a whole number"),

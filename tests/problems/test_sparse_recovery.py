@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import precision_score, recall_score
 
-from sdunroll.checks import InvalidValue
+from sdunroll.checks import UserError
 from sdunroll.data import SparseCodes, Synthetic
 from sdunroll.problems import SparseCoding, sparse_recovery
 from sdunroll.randomness import generator
@@ -90,5 +90,5 @@ def test_the_oracle_alone_knows_the_support():
 
 
 def test_refuses_other_data():
-    with pytest.raises(InvalidValue, match="data: expected sparse codes for sparse recovery"):
+    with pytest.raises(UserError, match=r"^data: expected sparse codes for sparse recovery"):
         sparse_recovery(Synthetic(), None)
