@@ -268,7 +268,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _sampled(paths: list[Path]) -> str:
-    """A checksum of the content of :data:`SAMPLED` files, spread over all: names, sizes and times may be
+    """A checksum of the content of :data:`SAMPLED` files or some more, spread over all: names, sizes and times may be
     those of other pictures, where they are not compressed and times are set."""
     found = hashlib.sha256()
     for path in paths[:: max(1, len(paths) // SAMPLED)]:

@@ -287,7 +287,7 @@ class Inpainting(Operator):
             with Image.open(self.mask) as picture:
                 light = np.asarray(in_eight_bits(picture).convert("L")) >= 128
         except OSError as error:
-            reason = error.strerror or "no format that Pillow knows"
+            reason = error.strerror or "not a picture that Pillow can read"
             raise checks.UserError(
                 f"operator.mask: expected {MASKS}, got {self.mask!r} ({reason})"
             ) from error

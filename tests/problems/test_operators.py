@@ -125,7 +125,7 @@ def test_a_mask_from_a_picture(tmp_path):
     with pytest.raises(InvalidValue, match="36 of them dark"):
         dark.observe(draw(2, 3, 6, 6), generator(0, "m"))
     (tmp_path / "mask.txt").write_text("no picture")
-    for name, reason in (("mask.txt", "no format"), ("gone.png", "No such file")):
+    for name, reason in (("mask.txt", "not a picture"), ("gone.png", "No such file")):
         with pytest.raises(UserError, match=rf"operator.mask: expected one of box.*{reason}"):
             Inpainting(mask=str(tmp_path / name)).read_picture()
 
