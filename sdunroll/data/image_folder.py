@@ -268,8 +268,8 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _sampled(paths: list[Path]) -> str:
-    """A checksum of the content of :data:`SAMPLED` files or some more, spread over all: names, sizes and times may be
-    those of other pictures, where they are not compressed and times are set."""
+    """A checksum of the content of :data:`SAMPLED` files or some more, spread over all: names, sizes and
+    times may be those of other pictures, where they are not compressed and times are set."""
     found = hashlib.sha256()
     for path in paths[:: max(1, len(paths) // SAMPLED)]:
         with suppress(OSError):

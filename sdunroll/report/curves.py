@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sdunroll.cache import write_atomically
-from sdunroll.report.aggregate import Column, Table
 from sdunroll.report.figures import STYLE, log_axis
+from sdunroll.report.table import Column, Table
 
 MARKERS = "osD^v<>P*pX"  # eleven, beside ten colours: no two of 110 lines have both in common
 LINES = ("-", "--", "-.", ":")

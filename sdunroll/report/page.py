@@ -9,9 +9,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from sdunroll.report.aggregate import Table
 from sdunroll.report.collect import Record
 from sdunroll.report.grouping import Method
+from sdunroll.report.table import Table
 from sdunroll.report.writers import interval_note, shown
 
 STYLE = """

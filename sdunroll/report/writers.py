@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Callable
 
-from sdunroll.report.aggregate import Cell, Column, Table
+from sdunroll.report.table import Cell, Column, Table
 
 
 def shown(column: Column, row: int, plus_minus: str = "±") -> str:

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sdunroll.report.aggregate import Cell, Column, Table, main_figure, tables
+from sdunroll.report.aggregate import main_figure, tables
 from sdunroll.report.collect import Record
 from sdunroll.report.grouping import Method, blocks
+from sdunroll.report.table import Cell, Column, Table
 from sdunroll.report.writers import comma_separated, latex, markdown
 
 

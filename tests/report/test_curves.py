@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from sdunroll.report import curves, figures
-from sdunroll.report.aggregate import Cell, Column, Table
+from sdunroll.report.table import Cell, Column, Table
 
 matplotlib.use("agg")
 

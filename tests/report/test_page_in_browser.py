@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sdunroll.report.aggregate import Cell, Column, Table
 from sdunroll.report.collect import Record
 from sdunroll.report.grouping import Method
 from sdunroll.report.page import page
+from sdunroll.report.table import Cell, Column, Table
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
