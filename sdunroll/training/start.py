@@ -25,19 +25,23 @@ def prepare(forward: Forward, batch: Batch, *, rows: list[int], generator: torch
     with torch.no_grad():
         path = network(batch.obs, generator=generator)
         before, after = constraint.measures(forward.problem, path, batch)
-        if any(before[row].max() == after[row].max() == 0 for row in rows):
-            # it may stay there only since its weights do nothing yet
+        wrong = _leaving_zero(before, after, rows)
+        still = [row for row in rows if before[row].max() == after[row].max() == 0]
+        if still and not wrong:  # they may stay there only since the weights do nothing yet
             rng = new_generator(0, "nudge", batch.obs.device)
             path = functional_call(network, _nudged(network, rng), batch.obs, {"generator": rng})
-            moved, left = constraint.measures(forward.problem, path, batch)
-            before, after = before.minimum(moved), after.maximum(left)
-    labels = constraint.labels(network.num_layers)
-    for row in rows:
-        if before[row].max() == 0 and after[row].max() > 0:
-            raise checks.InvalidValue(
-                f"constraint.first_layer: layer {labels[row]} receives a measure of 0, below which "
-                "nothing falls; take constraint.first_layer=2, another start or another constraint"
-            )
+            wrong = _leaving_zero(*constraint.measures(forward.problem, path, batch), still)
+    if wrong:
+        label = constraint.labels(network.num_layers)[wrong[0]]
+        raise checks.InvalidValue(
+            f"constraint.first_layer: layer {label} receives a measure of 0, below which nothing falls; "
+            "take constraint.first_layer=2, another start or another constraint"
+        )
+
+
+def _leaving_zero(before: Tensor, after: Tensor, rows: list[int]) -> list[int]:
+    """The rows whose measure is 0 before and not after."""
+    return [row for row in rows if before[row].max() == 0 and after[row].max() > 0]
 
 
 def _nudged(network: torch.nn.Module, rng: torch.Generator) -> dict[str, Tensor]:

@@ -153,9 +153,12 @@ def test_operators_without_a_hole_in_grey(sdunroll, operator):
 
 def test_layers_that_do_nothing_at_the_start_are_refused_where_they_start_from_0(sdunroll):
     kept = [item for item in GLOW if "proximal" not in item]
-    outcome = sdunroll("train", *kept, "network=prox_cnn", "constraint=objective_value")
+    kept += ["network=prox_cnn", "constraint=objective_value"]
+    outcome = sdunroll("train", *kept)
     assert outcome.status == 1
     assert "constraint.first_layer: layer 1 receives a measure of 0" in outcome.err
+    outcome = sdunroll("train", *kept, "constraint.first_layer=2")  # as it says
+    assert outcome.status == 0, outcome.err
 
 
 def test_photographs_in_colour_and_grey(sdunroll):
