@@ -158,8 +158,8 @@ class MaskChange(Perturbation):
     Args:
         level: of what varies.
         vary: "offset" moves the box by level pixels, down and to the right, from where it was in
-            training, "size" gives it a side of level pixels, "rate" leaves out a share level of all
-            pixels at random.
+            training, of several places the middle; "size" gives it a side of level pixels; "rate"
+            leaves out a share level of all pixels at random.
         size: side of the box where it does not vary; None for that of the training, of several the
             middle.
     """
@@ -190,7 +190,7 @@ class MaskChange(Perturbation):
         operator = problem.operator
         settings: dict[str, Any] = {"noise": operator.noise, "seed": operator.seed}
         side = self._side(operator) if self.vary == "offset" else 0
-        offset = operator.offset if operator.mask == "box" else 0  # of the training
+        offset = sum(operator.offsets) // 2 if operator.mask == "box" else 0  # of the training
         try:
             if self.vary == "rate":
                 other = Inpainting(mask="random_pixels", rate=self.level, **settings)

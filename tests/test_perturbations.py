@@ -179,6 +179,13 @@ def test_the_box_of_the_training_is_no_change(vary, level):
     assert torch.equal(other_mask(level, trained, vary=vary).obs, expected.obs)
 
 
+def test_a_box_that_moved_at_random_is_moved_from_the_middle_of_its_places():
+    expected = InverseImaging(Inpainting(size=4, offset=2))
+    signals = torch.rand(3, 3, 10, 10, generator=generator(0, "x"))
+    moved = other_mask(1, Inpainting(size=4, offset=[-1, 3]), vary="offset")
+    assert torch.equal(moved.obs, expected.instances(signals).obs)
+
+
 def test_the_moved_box_has_the_side_of_the_training():
     assert (1 - other_mask(1, vary="offset").obs[:, -1]).sum() == 3 * 16
     trained = Inpainting(mask="random_box", size=[2, 5])

@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,15 +25,23 @@ DRAWN = ("box", "random_box", "random_pixels")  # masks that come from no file
 MASKS = f"one of {', '.join(DRAWN)} or the path of a picture"
 
 
-def _range(name: str, value: object) -> tuple[float, float]:
+def _range(name: str, value: object, *, lowest: float = 0.0) -> tuple[float, float]:
     """A number, or the two ends of a range, as two ends."""
     ends = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if len(ends) not in (1, 2):
         raise checks.InvalidValue(f"{name}: expected a number or [low, high], got {value!r}")
-    low, high = (checks.number(name, end, low=0) for end in (ends[0], ends[-1]))
+    low, high = (checks.number(name, end, low=lowest) for end in (ends[0], ends[-1]))
     if low > high:
         raise checks.InvalidValue(f"{name}: expected [low, high] with low <= high, got {value!r}")
     return low, high
+
+
+def _whole_range(name: str, value: Any, *, lowest: int) -> tuple[int, int]:
+    """The same in whole numbers."""
+    for end in value if isinstance(value, Sequence) and not isinstance(value, str) else [value]:
+        checks.integer(name, end, low=lowest)
+    low, high = _range(name, value, lowest=lowest)
+    return int(low), int(high)
 
 
 class Operator(nn.Module, ABC):
@@ -179,7 +188,8 @@ class Inpainting(Operator):
         mask: "box" (one hole in the middle), "random_box" (of random side and place), "random_pixels",
             or the path of a picture of the images' size whose dark pixels are missing.
         size: side of a box in pixels; [low, high] for a random one.
-        offset: of the box from the middle, in pixels, down and to the right.
+        offset: of the box from the middle, in pixels, down and to the right; [low, high] draws both for
+            each image.
         rate: share of missing random pixels.
     """
 
@@ -191,7 +201,7 @@ class Inpainting(Operator):
         *,
         mask: str = "box",
         size: int | Sequence[int] = 12,
-        offset: int = 0,
+        offset: int | Sequence[int] = 0,
         rate: float = 0.5,
         noise: Range = 0.0,
         seed: int = 0,
@@ -202,15 +212,12 @@ class Inpainting(Operator):
             raise checks.InvalidValue(f"mask: expected {MASKS}, got {mask!r}")
         self.mask = mask
         self.register_buffer("picture", None)  # the mask of a file, once it is read
-        ends = size if isinstance(size, Sequence) and not isinstance(size, str) else [size]
-        for end in ends:
-            checks.integer("size", end)
-        self.sizes = tuple(int(end) for end in _range("size", size))
+        self.sizes = _whole_range("size", size, lowest=1)
         if mask == "box" and self.sizes[0] != self.sizes[1]:
             raise checks.InvalidValue(
                 f"size: expected one number for mask=box, got {size}; a range needs mask=random_box"
             )
-        self.offset = checks.integer("offset", offset, low=-10_000)
+        self.offsets = _whole_range("offset", offset, lowest=-10_000)
         self.rate = checks.number("rate", rate, above=0, below=1)
 
     def observe(self, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -257,18 +264,21 @@ class Inpainting(Operator):
             )
         side = torch.randint(low, high + 1, (count, 1), generator=generator)  # (B, 1)
         room = (min(height, width) - high) // 2
-        if self.mask == "box" and abs(self.offset) > room:
+        first, last = self.offsets
+        if self.mask == "box" and max(abs(first), abs(last)) > room:
             raise checks.InvalidValue(
                 f"operator.offset: expected at most {room} pixels for a box of {high} to stay inside "
-                f"{height} x {width}, got {self.offset}"
+                f"{height} x {width}, got {first if first == last else [first, last]}"
             )
-        if self.mask == "box":
-            top = (height - side) // 2 + self.offset
-            left = (width - side) // 2 + self.offset
-        else:
+        if self.mask == "random_box":
             places = torch.rand(2, count, 1, generator=generator)
             top = (places[0] * (height - side + 1)).long()
             left = (places[1] * (width - side + 1)).long()
+        else:
+            top, left = (height - side) // 2 + first, (width - side) // 2 + first
+            if first < last:
+                moves = torch.randint(last - first + 1, (2, count, 1), generator=generator)
+                top, left = top + moves[0], left + moves[1]
         rows, columns = torch.arange(height), torch.arange(width)
         inside_rows = (rows >= top) & (rows < top + side)  # (B, H)
         inside_columns = (columns >= left) & (columns < left + side)  # (B, W)

@@ -67,6 +67,31 @@ def test_a_box_is_in_the_middle_and_moves():
     assert torch.equal(moved[..., 1:, 1:], masks[..., :-1, :-1])
 
 
+def test_a_box_is_moved_at_random_within_a_range():
+    operator = Inpainting(size=4, offset=[-1, 2])
+    masks = operator._masks(torch.Size([500, 3, 10, 12]), generator(0, "m"))
+    assert ((1 - masks).sum((1, 2, 3)) == 16).all()
+    missing = 1 - masks[:, 0]
+    tops, lefts = missing.amax(2).argmax(1), missing.amax(1).argmax(1)
+    places = {(top - 3, left - 4) for top, left in zip(tops.tolist(), lefts.tolist(), strict=True)}
+    assert places == {(down, right) for down in range(-1, 3) for right in range(-1, 3)}
+
+
+@pytest.mark.parametrize(
+    ("offset", "message"),
+    [
+        ([2, -1], r"offset: expected \[low, high\] with low <= high, got \[2, -1\]"),
+        ([0, 1.5], "offset: expected a whole number"),
+        ("far", "offset: expected a whole number"),
+        ([0, 1, 2], r"offset: expected a number or \[low, high\]"),
+        ([], r"offset: expected a number or \[low, high\]"),
+    ],
+)
+def test_offsets_that_are_no_range(offset, message):
+    with pytest.raises(InvalidValue, match=message):
+        Inpainting(size=4, offset=offset)
+
+
 def test_random_boxes_have_the_sizes_asked_for_and_lie_inside():
     operator = Inpainting(mask="random_box", size=[2, 5])
     masks = operator._masks(torch.Size([500, 1, 10, 12]), generator(0, "m"))
@@ -94,7 +119,7 @@ def test_some_pixels_are_missing_and_some_known_at_any_rate(rate):
     assert known.max() <= 15
 
 
-@pytest.mark.parametrize("offset", [3, -3])
+@pytest.mark.parametrize("offset", [3, -3, [-3, 2], [0, 3]])
 def test_a_box_lies_inside(offset):
     shape = torch.Size([1, 1, 9, 9])
     assert (1 - Inpainting(size=4, offset=2)._masks(shape, generator(0, "m"))).sum() == 16
