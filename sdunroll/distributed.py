@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from sdunroll import checks
-from sdunroll.shared_memory import sum_through_memory
 
 SMALL = 2**16  # numbers of a tensor that travels with others rather than by itself
 POLL = 0.05  # seconds between looks at the notes
@@ -32,7 +31,8 @@ class Lost(checks.UserError):
 
 
 @contextmanager
-def _reaching_others() -> Iterator[None]:
+def reaching_others() -> Iterator[None]:
+    """Errors: :class:`Lost` for those of the connection to the other processes."""
     try:
         yield
     except RuntimeError as error:
@@ -46,7 +46,7 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, values: Tensor) -> Tensor:
         total = values.clone()
-        with _reaching_others():
+        with reaching_others():
             dist.all_reduce(total)
         return total
 
@@ -76,9 +76,7 @@ class Ranks:
         if self.size == 1 or not tensors:
             return
         small = [tensor for tensor in tensors if tensor.numel() < SMALL]
-        with _reaching_others():
-            if sum_through_memory(tensors, self.rank, self.size):
-                return
+        with reaching_others():
             for tensor in tensors:
                 if tensor.numel() >= SMALL:
                     dist.all_reduce(tensor)
@@ -93,7 +91,7 @@ class Ranks:
         """Give ``module`` the weights and buffers that it has in the first process."""
         if self.size == 1:
             return
-        with _reaching_others(), torch.no_grad():
+        with reaching_others(), torch.no_grad():
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor, 0)
 
@@ -159,7 +157,7 @@ def launched() -> Ranks:
 @cache
 def notes() -> dist.Store:
     """Where the processes leave notes for each other, before they are connected and after."""
-    with _reaching_others():
+    with reaching_others():
         store, _, _ = next(iter(dist.rendezvous("env://")))
     return store
 
@@ -184,13 +182,13 @@ def own_device(device: torch.device) -> torch.device:
 def announce(folder: Path) -> None:
     """Let the other processes begin: what they read is there. ``folder`` is that of the run."""
     if launched().size > 1:
-        with _reaching_others():
+        with reaching_others():
             notes().set("ready", str(folder))
 
 
 def wait_for_first() -> Path:
     """Wait for :func:`announce` by the first process, however long that prepares data; the folder."""
-    with _reaching_others():
+    with reaching_others():
         while not notes().check(["ready"]):  # asked again and again, so that a signal gets through
             time.sleep(POLL)
         return Path(notes().get("ready").decode())
@@ -204,7 +202,7 @@ def connected(device: torch.device) -> Iterator[None]:
         yield
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    with _reaching_others():
+    with reaching_others():
         notes().add("here", 1)
         while notes().add("here", 0) < ranks.size:
             time.sleep(POLL)

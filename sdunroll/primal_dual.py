@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sdunroll import checks
 from sdunroll.distributed import ALONE, Ranks
+from sdunroll.shared_memory import SharedStep
 
 
 class NotFinite(checks.UserError, FloatingPointError):
@@ -130,6 +131,10 @@ class PrimalDual:
         self.optimizer = optimizer
         self.dual = dual
         self.ranks = ranks
+        # PyTorch's own optimizers step each weight by itself; of others that is not known
+        alone = type(optimizer).__module__.startswith("torch.optim.")
+        weights = list(self.parameters.values())
+        self.shared = SharedStep(weights, ranks) if alone and ranks.size > 1 else None
         count = checks.integer("num_constraints", num_constraints, low=0)
         self.clip_norm = math.inf
         if clip_norm is not None:
@@ -161,23 +166,33 @@ class PrimalDual:
         self.optimizer.zero_grad(set_to_none=True)
         lagrangian.backward()
         value = lagrangian.detach()
-        gradients = {
-            name: weight.grad for name, weight in self.parameters.items() if weight.grad is not None
-        }
-        self.ranks.sum_(list(gradients.values()))
-        norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+        names = list(self._gradients())
+        shared = self.shared if self.shared is not None and self.shared.collect() else None
+        gradients = list(self._gradients().values())  # of a shared step the own ones alone
+        if shared is None:
+            self.ranks.sum_(gradients)
+            norms = torch.stack(torch._foreach_norm(gradients))
+        else:
+            norms = shared.norms()
         norm = torch.linalg.vector_norm(norms)
         if self.waits:
-            total = self._check_step(value, norm, norms, list(gradients))
-            if total > self.clip_norm:
-                torch._foreach_mul_(list(gradients.values()), self.clip_norm / total)
+            total = self._check_step(value, norm, norms, names)
+            if gradients and total > self.clip_norm:
+                torch._foreach_mul_(gradients, self.clip_norm / total)
         else:
             self._note_step(value, norm)
             if self.clip_norm < math.inf:
                 scale = (self.clip_norm / norm).clamp(max=1.0)
-                torch._foreach_mul_(list(gradients.values()), scale)
+                torch._foreach_mul_(gradients, scale)
         self.optimizer.step()
+        if shared is not None:
+            shared.spread()
         return value
+
+    def _gradients(self) -> dict[str, Tensor]:
+        return {
+            name: weight.grad for name, weight in self.parameters.items() if weight.grad is not None
+        }
 
     def _check_step(self, value: Tensor, norm: Tensor, norms: Tensor, names: list[str]) -> float:
         """The norm. Errors: :class:`NotFinite` for the Lagrangian or a gradient."""
@@ -228,6 +243,11 @@ class PrimalDual:
     def _put(self, kept: Tensor, values: Tensor) -> None:
         """``values`` in the place of ``kept``, where a captured step looks for them, unless broken."""
         kept.copy_(torch.where(self.broken > 0, kept, values))
+
+    def complete(self) -> None:
+        """Give each process the optimizer's state of all weights, where each steps its own alone."""
+        if self.shared is not None:
+            self.shared.complete(self.optimizer.state)
 
     def state_dict(self) -> dict:
         """All that the next step depends on, but for the weights."""

@@ -13,20 +13,21 @@ import pytest
 import torch
 import torch.distributed as dist
 from hydra._internal.utils import get_args_parser
+from torch import nn
 from torch.distributed import HashStore
 
 from sdunroll import cli, distributed
 from sdunroll.checks import InvalidValue
 from sdunroll.constraints import Distance, Objective
 from sdunroll.distributed import Ranks
-from sdunroll.networks import FlowProximal, ProximalGradient
+from sdunroll.networks import FlowProximal, ProximalGradient, StepLista
 from sdunroll.primal_dual import Ascent
 from sdunroll.problems import Inpainting, InverseImaging
 from sdunroll.randomness import generator
-from sdunroll.shared_memory import _slots
+from sdunroll.shared_memory import SharedStep, owners
 from sdunroll.training import Training
 from tests.conftest import TINY
-from tests.training.test_loop import draw, make, same
+from tests.training.test_loop import PROBLEM, draw, make, same
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 120
@@ -54,6 +55,36 @@ def inpainting(**changes):
     )
 
 
+class OfAllWeights(torch.optim.SGD):
+    """Steps by a norm of all gradients together, so each process needs them all."""
+
+    def step(self, closure=None):
+        gradients = [weight.grad for weight in self.param_groups[0]["params"]]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        torch._foreach_div_(gradients, norm)
+        return super().step(closure)
+
+
+def one_weight(**changes):
+    """A network of fewer weights than there are processes."""
+    training = make(**changes)
+    training = Training(
+        training.settings,
+        network=StepLista(PROBLEM, generator(0, "weights"), num_layers=3),
+        problem=PROBLEM,
+        constraint=training.constraint,
+        constrained=True,
+        dual=Ascent(rate=1.0),
+        train=training.train,
+        val=training.val,
+        order_seed=0,
+        noise_seed=0,
+        ranks=training.forward.ranks,
+    )
+    assert len(list(training.network.parameters())) == 1
+    return training
+
+
 # 60 instances in batches of 16 leave 12, in batches of 7 leave 4, and in batches of 59 leave one alone
 CASES = {
     "ratio": make,
@@ -69,29 +100,46 @@ CASES = {
     "drawn instances": partial(make, draw=draw, epochs=2),
     "layer by layer": partial(make, stages="layerwise", constrained=False),
     "clipped": partial(make, clip_norm=0.1),
+    "weights that depend on each other": partial(make, optimizer=OfAllWeights),
+    "one weight, clipped": partial(one_weight, clip_norm=0.01),
     "inpainting": inpainting,
 }
 
 
 # by which gradients are summed, and how many of the processes are said to be on this machine
-WAYS = {"sockets": "1", "memory": "2"}
+WAYS = {"sockets": "1", "memory": "all"}
 
 
 def train(case, ranks):
     torch.set_num_threads(1)
     training = CASES[case](ranks=ranks)
     losses = [(epoch.train_loss, epoch.val_loss, *epoch.val_slack) for epoch in training.run()]
-    return {"state": training.state_dict(), "losses": torch.tensor(losses)}
+    shared = training.primal_dual.shared
+    return {
+        "state": training.state_dict(),
+        "losses": torch.tensor(losses),
+        "way": "memory" if shared is not None and shared.slots is not None else "sockets",
+    }
 
 
-def together(folder):
-    """What each of the processes of the first test does."""
+def resume(ranks):
+    """The state after a training that is stopped on its way and goes on."""
+    first = make(ranks=ranks, stop_after=2)
+    list(first.run())
+    second = make(ranks=ranks)
+    second.load_state_dict(first.state_dict())
+    list(second.run())
+    return second.state_dict()
+
+
+def together(folder, cases=tuple(CASES)):
+    """What each of the processes of the first tests does."""
     ranks, found = distributed.launched(), {}
     with distributed.connected(torch.device("cpu")):
-        for way, processes_here in WAYS.items():
-            os.environ["LOCAL_WORLD_SIZE"] = processes_here
-            found[way] = {case: train(case, ranks) for case in CASES}
-            found[way]["slots"] = _slots.cache_info().currsize
+        for way, here in WAYS.items():
+            os.environ["LOCAL_WORLD_SIZE"] = str(ranks.size) if here == "all" else here
+            found[way] = {case: train(case, ranks) for case in cases}
+            found[way]["resumed"] = resume(ranks)
     torch.save(found, Path(folder) / f"{ranks.rank}.pt")
 
 
@@ -100,11 +148,15 @@ def environment(**variables):
 
 
 def pair(*arguments, cwd):
-    """Run a command in two processes that know of each other; their exit statuses and errors."""
+    return start(2, *arguments, cwd=cwd)
+
+
+def start(count, *arguments, cwd):
+    """Run a command in processes that know of each other; their exit statuses and errors."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [
         subprocess.Popen(
             [sys.executable, *arguments],
@@ -114,7 +166,7 @@ def pair(*arguments, cwd):
             stdout=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(count)
     ]
     errors = [process.communicate(timeout=TIMEOUT)[1] for process in processes]
     return [process.returncode for process in processes], errors
@@ -133,7 +185,8 @@ def both(tmp_path_factory):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("way", WAYS)
 def test_two_processes_train_as_one_does(both, case, way):
-    assert [found[way]["slots"] for found in both] == [way == "memory"] * 2
+    through = "sockets" if "depend" in case else way
+    assert [found[way][case]["way"] for found in both] == [through] * 2
     one = train(case, Ranks())
     first, second = (found[way][case] for found in both)
     assert same(first, second)
@@ -146,6 +199,25 @@ def test_two_processes_train_as_one_does(both, case, way):
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_training_of_two_processes_goes_on_bit_for_bit(both, way):
+    for found in both:
+        assert same(found[way]["resumed"], found[way]["ratio"]["state"])
+
+
+def test_more_than_two_processes(tmp_path):
+    code = f"from tests.test_distributed import together; together({str(tmp_path)!r}, ['clipped'])"
+    statuses, errors = start(3, "-c", code, cwd=ROOT)
+    assert statuses == [0] * 3, errors
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(3)]
+    one = train("clipped", Ranks())["losses"]
+    assert [each["memory"]["clipped"]["way"] for each in found] == ["memory"] * 3
+    for each in found:
+        assert same(each["memory"]["clipped"], found[0]["memory"]["clipped"])
+        for way in WAYS:
+            torch.testing.assert_close(each[way]["clipped"]["losses"], one, rtol=1e-5, atol=1e-6)
 
 
 def test_the_parts_of_a_batch_are_the_batch():
@@ -286,15 +358,28 @@ def test_a_gpu_for_each_process(monkeypatch):
 def test_a_process_that_does_not_reach_the_memory_takes_the_sockets(monkeypatch):
     dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     try:
-        slots = _slots(0, 1, 3, torch.float32)
-        assert slots is not None
-        assert slots.shape == (1, 3)
-        _slots.cache_clear()
+        weight = nn.Parameter(torch.zeros(3))
+        weight.grad = torch.ones(3)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+        reached, lost = (SharedStep([weight], Ranks()) for _ in range(2))
+        assert reached.collect()
+        assert reached.slots.shape == (1, 3)
         monkeypatch.setattr(torch, "from_file", raises(RuntimeError("no such file")))
-        assert _slots(0, 1, 3, torch.float32) is None
+        assert not lost.collect()
+        assert lost.slots is None
     finally:
         dist.destroy_process_group()
-        _slots.cache_clear()
+
+
+def test_each_weight_has_an_owner_and_all_own_about_as_much():
+    sizes = [12, 15] * 10
+    found = owners(sizes, 2)
+    loads = [
+        sum(s for s, owner in zip(sizes, found, strict=True) if owner == one) for one in (0, 1)
+    ]
+    assert loads == [135, 135]
+    assert owners([5], 3) == [0]
+    assert sorted(owners([1, 1, 1, 7], 2)) == [0, 1, 1, 1]
 
 
 def raises(error):

@@ -148,6 +148,7 @@ class Training:
             raise NotFinite(self._stopped("the validation loss or slack is not finite"))
         if self.primal_dual.dual.every == "epoch":
             self.primal_dual.dual_step(slack[self.rows])
+        self.primal_dual.complete()
         self.epochs_done += 1
         slacks = val.slack.tolist()
         worst_row = max(self.demanded, key=slacks.__getitem__)
