@@ -132,9 +132,8 @@ class PrimalDual:
         self.dual = dual
         self.ranks = ranks
         # PyTorch's own optimizers step each weight by itself; of others that is not known
-        alone = type(optimizer).__module__.startswith("torch.optim.")
-        weights = list(self.parameters.values())
-        self.shared = SharedStep(weights, ranks) if alone and ranks.size > 1 else None
+        shares = ranks.size > 1 and type(optimizer).__module__.startswith("torch.optim")
+        self.shared = SharedStep(list(self.parameters.values()), ranks) if shares else None
         count = checks.integer("num_constraints", num_constraints, low=0)
         self.clip_norm = math.inf
         if clip_norm is not None:
@@ -244,8 +243,14 @@ class PrimalDual:
         """``values`` in the place of ``kept``, where a captured step looks for them, unless broken."""
         kept.copy_(torch.where(self.broken > 0, kept, values))
 
+    def renew(self, optimizer: torch.optim.Optimizer) -> None:
+        """Go on with another optimizer of the same type."""
+        self.optimizer = optimizer
+        if self.shared is not None:
+            self.shared.owners = None
+
     def complete(self) -> None:
-        """Give each process the optimizer's state of all weights, where each steps its own alone."""
+        """Give the first process the optimizer's state of all weights, where each steps its own alone."""
         if self.shared is not None:
             self.shared.complete(self.optimizer.state)
 

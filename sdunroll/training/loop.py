@@ -182,7 +182,7 @@ class Training:
         """Go on to the next stage: with a new optimizer, since the moments of the old one would go on
         moving the layers that are done; and best is what is best at the stage's layer."""
         before = self.stage
-        self.primal_dual.optimizer = self.settings.new_optimizer(self.network.parameters())
+        self.primal_dual.renew(self.settings.new_optimizer(self.network.parameters()))
         self.steps.begin(self._stage_at(self.epochs_done))
         if self.stage.layer != before.layer:
             self.best = None
@@ -222,7 +222,8 @@ class Training:
         return validate(self.forward, self.val, depth=self.stage.layer, seed=self.noise_seed)
 
     def state_dict(self) -> dict:
-        """All that the next epoch depends on; going on from it gives bit for bit the same."""
+        """All that the next epoch depends on; going on from it gives bit for bit the same. Of several
+        processes the first one's."""
         return {
             "network": self.network.state_dict(),
             "primal_dual": self.primal_dual.state_dict(),
