@@ -38,6 +38,7 @@ RAMP = ALL | {"input_noise_ramp": "[0,0.05,0.1,0.2,0.3,0.4]"}
 # the same gradients by plain autograd: faster where memory is no matter
 PLAIN = ["network.proximal.reversible=false"]
 ROBUST = ["experiment=robust_inpainting", *PLAIN]
+MOVED = ["experiment=robust_masks", *PLAIN]
 # which leave less to gain than one hole does
 MASKS = ["operator.mask=random_box", "operator.size=[8,16]", *PLAIN]
 MASKS += ["constraint.epsilon=0.3", "constraint.margin=0.12"]
@@ -55,6 +56,10 @@ PARTS = {
     "robust": [
         Study("noise_constrained", [*ROBUST, "constrained=true"], ALL),
         Study("noise_standard", [*ROBUST, "constrained=false"], ALL),
+    ],
+    "moved": [
+        Study("moved_constrained", [*MOVED, "constrained=true"], ALL),
+        Study("moved_standard", [*MOVED, "constrained=false"], ALL),
     ],
     "masks": [
         Study("masks_constrained", [*CONSTRAINED, *MASKS], ALL),
