@@ -61,8 +61,8 @@ SHIFTS = {
 }
 
 
-# HyperLISTA's selection is not learned: by how many entries it descends to the end was looked up on the
-# validation split, and with none does it descend by 0.5 % at the last layers
+# HyperLISTA's selection is not learned: it was looked up on the validation split, where with these numbers
+# it still descends at the last layers, if by less than 0.5 %
 SMALL_EPSILON = ["constraint.epsilon=0.001", "constraint.margin=0.001"]
 IN_NOISE = {
     ("snr_30", "hyper_lista"): ["network.selection=12", *SMALL_EPSILON],
