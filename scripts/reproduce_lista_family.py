@@ -63,7 +63,7 @@ SHIFTS = {
 
 # HyperLISTA's selection is not learned: it was looked up on the validation split, where with these numbers
 # it still descends at the last layers, if by less than 0.5 %
-SMALL_EPSILON = ["constraint.epsilon=0.001", "constraint.margin=0.001"]
+SMALL_EPSILON = ["constraint.epsilon=5e-4", "constraint.margin=1.5e-3"]
 IN_NOISE = {
     ("snr_30", "hyper_lista"): ["network.selection=12", *SMALL_EPSILON],
     ("snr_20", "hyper_lista"): ["network.selection=16", *SMALL_EPSILON],
