@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sdunroll import metrics
-from sdunroll.commands.saving import STALLED_AFTER, StallWarning
+from sdunroll.commands import saving
+from sdunroll.commands.saving import STALLED_AFTER, StallWarning, passed_over
 from sdunroll.constraints import Distance
 from sdunroll.data import Batch, Photos
 from sdunroll.networks import Lista
@@ -16,7 +17,7 @@ from sdunroll.primal_dual import ProportionalIntegral, stalled
 from sdunroll.problems import SparseCoding
 from sdunroll.randomness import generator
 from sdunroll.solvers import solve_lasso
-from sdunroll.training import Epoch, Training, TrainingSettings
+from sdunroll.training import Epoch, Stage, Training, TrainingSettings
 from tests.conftest import TINY, make_batch, make_problem
 
 PROBLEM = make_problem(dtype=torch.float32)
@@ -167,6 +168,40 @@ def test_a_stall_is_told_once_with_its_layer_and_remedies(caplog):
         assert len(caplog.records) == (number + 1 >= STALLED_AFTER)
     assert "the multiplier of layer 2 has grown for 50 epochs, to 50" in caplog.text
     assert "raise training.lr, lower constraint.epsilon" in caplog.text
+
+
+def row(epoch, val_loss, feasible=1.0):
+    return {"epoch": float(epoch), "val_loss": val_loss, "feasible": feasible}
+
+
+STAGES = [Stage(0, 1, layer=1, alone=True), Stage(1, 1, layer=2, alone=True)]
+STAGES.append(Stage(2, 2, layer=2, alone=False))
+
+
+@pytest.mark.parametrize(
+    ("history", "told"),
+    [
+        ([row(1, 0.1), row(2, 2.0), row(3, 3.0), row(4, 1.5)], True),
+        ([row(1, 0.1), row(2, 2.0), row(3, 3.0), row(4, 1.95)], False),  # not much
+        ([row(1, 0.1), row(2, 2.0), row(3, 3.0), row(4, 1.5, 0.0)], False),  # not feasible
+        ([row(1, 0.1), row(2, 2.0, 0.0), row(3, 3.0, 0.0), row(4, 1.5, 0.0)], False),  # none is
+        ([row(1, 0.1), row(3, 3.0), row(4, 1.5)], False),  # the row of the best is damaged
+        ([], False),
+    ],
+)
+def test_an_epoch_passed_over_for_one_whose_constraints_hold_more_surely(history, told):
+    message = passed_over(history, 2, STAGES)
+    assert bool(message) == told
+    if told:
+        assert message.startswith("epoch 2 was taken")
+        assert "epoch 4 is feasible too, at 0.75" in message
+
+
+def test_the_end_of_a_training_tells_what_was_passed_over(sdunroll, monkeypatch):
+    monkeypatch.setattr(saving, "MUCH", -1e9)  # every epoch has much less than the best
+    outcome = sdunroll("train", *TINY, "constraint.epsilon=0.01")
+    assert "every layer descends as demanded\nepoch " in outcome.out
+    assert "lower constraint.margin" in outcome.out
 
 
 def test_a_level_of_alpha_above_which_all_codes_are_zero(sdunroll):

@@ -15,12 +15,13 @@ from sdunroll.data import SPLITS
 from sdunroll.primal_dual import stalled
 from sdunroll.provenance import peak_gpu_memory_bytes, peak_memory_bytes
 from sdunroll.runs import Run, resumption
-from sdunroll.training import Epoch, Training
+from sdunroll.training import Epoch, Stage, Training
 
 log = logging.getLogger(__name__)
 
 
 STALLED_AFTER = 50  # epochs in which a multiplier grows and its slack stays where it is
+MUCH = 0.05  # of the validation loss, to give up for constraints that hold more surely
 
 
 class StallWarning:
@@ -105,6 +106,30 @@ def _history_row(epoch: Epoch, labels: list[str]) -> dict[str, Any]:
     }
 
 
+def passed_over(
+    history: list[dict[str, float]], best_epoch: int, stages: list[Stage]
+) -> str | None:
+    """What the best epoch cost, where that is much: another epoch is feasible too, only less surely, at a
+    lower validation loss."""
+    # before, losses are those of another layer
+    first = min(stage.first_epoch for stage in stages if stage.layer == stages[-1].layer)
+    losses = {
+        int(row["epoch"]): row["val_loss"]
+        for row in history
+        if row["feasible"] and row["epoch"] > first
+    }
+    if best_epoch not in losses:
+        return None
+    lowest = min(losses, key=losses.__getitem__)
+    if losses[lowest] >= (1 - MUCH) * losses[best_epoch]:
+        return None
+    return (
+        f"epoch {best_epoch} was taken, where the constraints hold more surely; epoch {lowest} is feasible "
+        f"too, at {losses[lowest] / losses[best_epoch]:.2f} of its validation loss: to take such an epoch, "
+        "lower constraint.margin"
+    )
+
+
 def summarise(training: Training, experiment: Experiment, run: Run) -> None:
     """Write ``summary.json``: the best epoch on the test split."""
     experiment.network.load_state_dict(run.load_checkpoint("best")["network"])
@@ -135,3 +160,5 @@ def summarise(training: Training, experiment: Experiment, run: Run) -> None:
         f"test split: final distance {summary['final_distance']:.4f}, worst slack "
         f"{slack[worst]:+.4f} (layer {label}), {verdict} as demanded"
     )
+    if cost := passed_over(run.history(), training.best_epoch, training.stages):
+        print(cost)
