@@ -58,7 +58,8 @@ class DescentConstraint(ABC):
             epsilon + spare (the margin does not count) has descent to spare, and the next may ask
             for some of it: its "before" is not detached. None for no exception.
         first_layer: the first layer that is constrained; 1 is all.
-        margin: added to epsilon in training alone, so that constraints hold on unseen data too.
+        margin: added to epsilon in training, and in the choice of its best epoch, so that constraints hold
+            on unseen data too.
 
     Errors: values outside what they may be.
     """
