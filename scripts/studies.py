@@ -37,7 +37,7 @@ class Study:
     Attributes:
         name: of its run directories. overrides: of `sdunroll train`.
         perturbations: levels by perturbation, for `sdunroll perturb`.
-        seeds: at most these of the scale's seeds; None for all.
+        seeds: at most these of the scale's seeds, unless others are asked for; None for all.
         length: of its training, as a multiple of the others'; for the estimate of time alone.
     """
 
@@ -157,7 +157,7 @@ class Suite:
                 for seed in seeds
                 for part in chosen
                 for study in self.parts[part]
-                if study.seeds is None or seed in study.seeds
+                if study.seeds is None or seed in {*study.seeds, *(self.options.seeds or ())}
             ]
         return [*{job.folder: job for job in found}.values()]  # a study may be in several parts
 

@@ -109,6 +109,24 @@ def test_seeds_that_are_asked_for_are_reported_beside_the_others(tmp_path):
     assert done.stdout.split() == ["3", "0", "3", "2"], done.stderr
 
 
+FEW = """
+import sys, studies
+sys.argv = ["name", *sys.argv[1:]]
+parts = {"all": [studies.Study(name, ["problem=lista"], seeds=seeds)
+                 for name, seeds in (("one", None), ("few", [0]))]}
+suite = studies.Suite("name", parts, {"small": studies.Scale(["all"], [0, 1], 4, "2 cores")}, "")
+print(*[f"{job.study.name}{job.seed}" for job in suite.jobs()])
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"), [([], "one0 few0 one1"), (["--seeds", "3"], "one3 few3")]
+)
+def test_a_study_of_few_seeds_is_made_with_those_that_are_asked_for(arguments, expected, tmp_path):
+    done = run_beside_scripts(FEW, tmp_path, *arguments)
+    assert done.stdout.strip() == expected, done.stderr
+
+
 ALONE = """
 import sys, studies
 sys.argv = ["name", *sys.argv[1:]]
