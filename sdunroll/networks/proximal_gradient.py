@@ -21,7 +21,8 @@ from torch.nn import functional
 
 from sdunroll import checks
 from sdunroll.networks.base import UnrolledNetwork
-from sdunroll.networks.flow import Glow, convolution
+from sdunroll.networks.flow import Glow
+from sdunroll.networks.flow_steps import convolution
 from sdunroll.problems import InverseImaging, Problem
 
 
@@ -79,8 +80,9 @@ class FlowProximal(Proximal):
     def forward(self, v: Tensor) -> Tensor:
         height, width = v.shape[-2:]
         keep = 1 / (1 + self.log_lambda.exp())
-        latents = [keep * latent for latent in self.flow(self._padded(v))]
-        return self.flow.inverse(latents)[..., :height, :width]
+        maps = self.flow.maps()
+        latents = [keep * latent for latent in self.flow(self._padded(v), maps)]
+        return self.flow.inverse(latents, maps)[..., :height, :width]
 
     def _padded(self, y: Tensor) -> Tensor:
         """y continued at its right and lower border to the next size that the flow can take."""
@@ -108,7 +110,8 @@ class FlowProximal(Proximal):
     @torch.no_grad()
     def round_trip_error(self, y: Tensor) -> Tensor:
         y = self._padded(y)
-        return (self.flow.inverse(self.flow(y)) - y).abs().max()
+        maps = self.flow.maps()
+        return (self.flow.inverse(self.flow(y, maps), maps) - y).abs().max()
 
 
 class CnnProximal(Proximal):

@@ -7,7 +7,7 @@ Backpropagation Without Storing Activations", https://arxiv.org/abs/1707.04585.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,24 +25,28 @@ class Invertible(nn.Module, ABC):
     def inverse(self, h: Tensor) -> Tensor:
         """Its inverse."""
 
-    def weights(self, inverse: bool) -> list[Tensor]:
-        """What its forward direction, or with ``inverse`` the other one, depends on beside h."""
+    def weights(self) -> list[Tensor]:
+        """What it depends on beside h."""
         return list(self.parameters())
 
-    def replay(self, out: Tensor, inverse: bool) -> tuple[list[Tensor], Tensor]:
-        """The input that gave ``out``, as leaves, and ``out`` computed from them again, with a graph.
+    def retrace(
+        self, out: Tensor, grad: Tensor, inverse: bool
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+        """One step of the backward pass, from what this map gave to what it was given.
 
         Args:
-            inverse: whether ``out`` is an output of :meth:`inverse` rather than of :meth:`forward`.
+            out: an output of :meth:`forward`, or with ``inverse`` of :meth:`inverse`.
+            grad: dL/d out.
 
         Returns:
-            the input in parts that follow each other along the channels, and the output.
+            the input h, dL/dh, and dL/dw for each of :meth:`weights`.
         """
         undo, redo = (self, self.inverse) if inverse else (self.inverse, self)
-        with torch.no_grad():
-            source = undo(out)
-        source.requires_grad_()
-        return [source], redo(source)
+        h = undo(out).requires_grad_()
+        with torch.enable_grad():
+            again = redo(h)
+        grad, *gradients = torch.autograd.grad(again, [h, *self.weights()], grad)
+        return h.detach(), grad, gradients
 
 
 def apply_chain(maps: Iterable[Invertible], h: Tensor, *, inverse: bool) -> Tensor:
@@ -69,16 +73,10 @@ class _Chain(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         (out,) = ctx.saved_tensors  # type: ignore[attr-defined]
         maps, inverse = ctx.maps, ctx.inverse  # type: ignore[attr-defined]
-        gradients: dict[int, tuple[Tensor, ...]] = {}
+        gradients: dict[int, Sequence[Tensor]] = {}
         order = range(len(maps)) if inverse else reversed(range(len(maps)))
         for place in order:  # from the map that was applied last
-            step = maps[place]
-            with torch.enable_grad():
-                parts, again = step.replay(out, inverse)
-            both = torch.autograd.grad(again, [*parts, *step.weights(inverse)], grad)
-            grad = torch.cat(both[: len(parts)], 1)
-            gradients[place] = both[len(parts) :]
-            out = torch.cat(parts, 1).detach()
+            out, grad, gradients[place] = maps[place].retrace(out, grad, inverse)
         flat = [gradient for place in range(len(maps)) for gradient in gradients[place]]
         return None, None, grad, *flat
 
@@ -86,5 +84,5 @@ class _Chain(torch.autograd.Function):
 def reversible_chain(maps: list[Invertible], h: Tensor, *, inverse: bool) -> Tensor:
     """:func:`apply_chain`, the same values and gradients, in memory that does not grow with the
     number of maps, but for their weights; it cannot be differentiated twice."""
-    weights = [weight for step in maps for weight in step.weights(inverse)]
+    weights = [weight for step in maps for weight in step.weights()]
     return _Chain.apply(maps, inverse, h, *weights)
