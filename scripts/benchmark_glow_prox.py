@@ -8,6 +8,10 @@ alone would take at the matrix-product peak measured in the same run. Writes
 outputs/benchmarks/glow_prox.json.
 """
 
+from sdunroll.spinning import spin_briefly
+
+spin_briefly()
+
 import argparse
 import json
 import resource

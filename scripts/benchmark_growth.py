@@ -9,9 +9,9 @@ otherwise. The limit of the time is that of its floating-point operations at the
 same run. Prints a table, writes outputs/benchmarks/growth.json and growth.png.
 """
 
-import os
+from sdunroll.spinning import spin_briefly
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+spin_briefly()
 
 import argparse
 import json

@@ -8,9 +8,9 @@ in the same run: of the network's multiplications at the GEMM peak, and of readi
 a table and writes outputs/benchmarks/inference.json.
 """
 
-import os
+from sdunroll.spinning import spin_briefly
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+spin_briefly()
 
 import argparse
 import json

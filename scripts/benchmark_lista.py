@@ -9,9 +9,9 @@ median of interleaved repetitions, since other processes come and go. An epoch i
 and dual step.
 """
 
-import os
+from sdunroll.spinning import spin_briefly
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+spin_briefly()
 
 import argparse
 import json

@@ -12,9 +12,9 @@ process of its own on all cores; its memory is the peak resident set. Prints a t
 outputs/benchmarks/optimum.json.
 """
 
-import os
+from sdunroll.spinning import spin_briefly
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+spin_briefly()
 
 import argparse
 import json

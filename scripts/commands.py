@@ -15,6 +15,7 @@ from threading import Thread
 
 from sdunroll import cli
 from sdunroll.interrupt import ENDING, Terminated, raise_for
+from sdunroll.spinning import spin_briefly
 
 IMPORTED = [
     "own_session",  # the first of all
@@ -40,7 +41,8 @@ class Commands:
 
     def __init__(self, threads: int) -> None:
         # of this process too, before the first one starts
-        os.environ.update(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE")
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        spin_briefly()
         self.context = ForkServerContext()
         self.context.set_forkserver_preload(IMPORTED)
         self.interrupted = 0  # the signal

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TextIO
 
 from sdunroll.interrupt import Terminated, raise_for
 from sdunroll.resolvers import register_resolvers
+from sdunroll.spinning import spin_briefly
 
 COMMANDS = {
     "train": "train a network, with descent constraints or without, into a run directory",
@@ -83,10 +84,7 @@ def config_folder() -> Path:
 
 def _run(command: str, arguments: list[str]) -> int:
     sys.argv = [f"sdunroll {command}", *arguments]
-    # spinning threads slow each other down 10 to 100 times when another process is busy
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # for GNU's OpenMP: wait so long awake, some microseconds, as small operations follow each other
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    spin_briefly()
     full_errors = bool(os.environ.get("SDUNROLL_TRACEBACK"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to this function
     logging.raiseExceptions = False  # a log that cannot be written must not hide the error itself
