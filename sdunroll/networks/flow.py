@@ -66,7 +66,7 @@ class Glow(nn.Module):
 
     def maps(self) -> list[list[Invertible]]:
         """The steps of each level as maps that share the making of their matrices, for :meth:`forward`
-        and :meth:`inverse` of the same weights."""
+        and :meth:`inverse` within one graph."""
         each = []
         for level in self.levels:
             steps: list[Invertible] = list(level)  # type: ignore[call-overload]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sdunroll.networks.reversible import Invertible
+from sdunroll.networks.reversible import Invertible, gradients_of
 
 
 class Mix(Invertible):
@@ -185,7 +185,7 @@ class Coupling(Invertible):
 
     def retrace(
         self, out: Tensor, grad: Tensor, inverse: bool
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """As :meth:`Invertible.retrace`, with one pass of the network for both directions, through which
         alone autograd takes gradients; those of exp(s) b + t and its inverse are written out."""
         (a, b), (grad_a, grad_b) = out.chunk(2, 1), grad.chunk(2, 1)
@@ -204,7 +204,7 @@ class Coupling(Invertible):
             grad_below = grad_b * scale
             grad_shift, grad_log_scale = grad_b, grad_b * moved
         grad_raw = torch.cat([grad_log_scale * (1 - bounded.square()), grad_shift], 1)
-        through, *weights = torch.autograd.grad(raw, [a, *self.net.parameters()], grad_raw)
+        through, weights = gradients_of(raw, a, self.weights(), grad_raw)
         return (
             torch.cat([a.detach(), below], 1),
             torch.cat([grad_a + through, grad_below], 1),

@@ -31,7 +31,7 @@ class Invertible(nn.Module, ABC):
 
     def retrace(
         self, out: Tensor, grad: Tensor, inverse: bool
-    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor | None]]:
         """One step of the backward pass, from what this map gave to what it was given.
 
         Args:
@@ -39,14 +39,24 @@ class Invertible(nn.Module, ABC):
             grad: dL/d out.
 
         Returns:
-            the input h, dL/dh, and dL/dw for each of :meth:`weights`.
+            the input h, dL/dh, and dL/dw for each of :meth:`weights`, None where it is frozen.
         """
         undo, redo = (self, self.inverse) if inverse else (self.inverse, self)
         h = undo(out).requires_grad_()
         with torch.enable_grad():
             again = redo(h)
-        grad, *gradients = torch.autograd.grad(again, [h, *self.weights()], grad)
+        grad, gradients = gradients_of(again, h, self.weights(), grad)
         return h.detach(), grad, gradients
+
+
+def gradients_of(
+    out: Tensor, h: Tensor, weights: Sequence[Tensor], grad: Tensor
+) -> tuple[Tensor, list[Tensor | None]]:
+    """dL/dh, and dL/dw for each of the weights, None where it is frozen, from grad = dL/d out."""
+    free = [weight for weight in weights if weight.requires_grad]
+    of_h, *of_free = torch.autograd.grad(out, [h, *free], grad)
+    found = iter(of_free)
+    return of_h, [next(found) if weight.requires_grad else None for weight in weights]
 
 
 def apply_chain(maps: Iterable[Invertible], h: Tensor, *, inverse: bool) -> Tensor:
@@ -73,7 +83,7 @@ class _Chain(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         (out,) = ctx.saved_tensors  # type: ignore[attr-defined]
         maps, inverse = ctx.maps, ctx.inverse  # type: ignore[attr-defined]
-        gradients: dict[int, Sequence[Tensor]] = {}
+        gradients: dict[int, Sequence[Tensor | None]] = {}
         order = range(len(maps)) if inverse else reversed(range(len(maps)))
         for place in order:  # from the map that was applied last
             out, grad, gradients[place] = maps[place].retrace(out, grad, inverse)
