@@ -36,6 +36,7 @@ class Glow(nn.Module):
         generator: draws the weights.
         depth: steps a level. levels: how often the image is squeezed.
         width: hidden channels of the couplings.
+        shift_bound: of the couplings' shifts; None for none.
         reversible: rebuild activations in the backward pass instead of keeping them; the same
             gradients, but they cannot be differentiated again.
     """
@@ -48,11 +49,14 @@ class Glow(nn.Module):
         depth: int = 4,
         levels: int = 2,
         width: int = 32,
+        shift_bound: float | None = None,
         reversible: bool = True,
     ) -> None:
         super().__init__()
         checks.integer("depth", depth)
         checks.integer("width", width)
+        if shift_bound is not None:
+            shift_bound = checks.number("shift_bound", shift_bound, above=0)
         self.reversible = checks.boolean("reversible", reversible)
         self.period = 2 ** checks.integer("levels", levels)
         self.levels = nn.ModuleList()
@@ -60,7 +64,8 @@ class Glow(nn.Module):
             channels *= 4
             steps: list[Invertible] = []
             for _ in range(depth):
-                steps += [Mix(channels, generator), Coupling(channels, width, generator)]
+                coupling = Coupling(channels, width, generator, shift_bound=shift_bound)
+                steps += [Mix(channels, generator), coupling]
             self.levels.append(nn.ModuleList(steps))
             channels //= 2  # the other half is split off
 

@@ -139,18 +139,28 @@ def _mix_channels(h: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
 class Coupling(Invertible):
     """Affine coupling: (a, b) -> (a, exp(s(a)) b + t(a)), with a log-scale |s| < ``bound``.
 
-    s and t come of a small convolutional network that starts at 0.
+    s and t come of a small convolutional network that starts at 0. It is homogeneous but for its
+    biases, so what an unbounded t adds grows with a, from step to step: after training latents can be a
+    thousand times the image, and float32 rounds the image away with them.
 
     Args:
         channels: C, even. width: channels of the network's hidden layers. generator: its weights.
         bound: of the log-scale, so that no step can blow up what passes it.
+        shift_bound: of |t|; None for none.
     """
 
     def __init__(
-        self, channels: int, width: int, generator: torch.Generator, *, bound: float = 0.5
+        self,
+        channels: int,
+        width: int,
+        generator: torch.Generator,
+        *,
+        bound: float = 0.5,
+        shift_bound: float | None = None,
     ) -> None:
         super().__init__()
         self.bound = bound
+        self.shift_bound = shift_bound
         self.net = nn.Sequential(
             convolution(channels // 2, width, 3, generator),
             nn.ReLU(inplace=True),
@@ -160,14 +170,17 @@ class Coupling(Invertible):
         )
 
     def _raw(self, a: Tensor) -> Tensor:
-        """s before it is bounded, and t, (B, C, H, W); convolved with channels last, the faster order
+        """s and t before they are bounded, (B, C, H, W); convolved with channels last, the faster order
         for so few of them."""
         return self.net(a.contiguous(memory_format=torch.channels_last)).contiguous()
 
     def _affine(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """s and t, (B, C / 2, H, W) each."""
-        raw, shift = self._raw(a).chunk(2, 1)
-        return self.bound * torch.tanh(raw / self.bound), shift
+        return self._split(self._raw(a))
+
+    def _split(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = raw.chunk(2, 1)
+        return _bounded(log_scale, self.bound), _bounded(shift, self.shift_bound)
 
     def forward(self, h: Tensor) -> Tensor:
         a, b = h.chunk(2, 1)
@@ -192,8 +205,8 @@ class Coupling(Invertible):
         a = a.detach().requires_grad_()
         with torch.enable_grad():
             raw = self._raw(a)
-        bounded = torch.tanh(raw.detach()[:, : b.shape[1]] / self.bound)
-        scale, shift = (self.bound * bounded).exp(), raw.detach()[:, b.shape[1] :]
+        log_scale, shift = self._split(raw.detach())
+        scale = log_scale.exp()
         if inverse:  # b was (below - shift) / scale
             below = torch.addcmul(shift, b, scale)
             grad_below = grad_b / scale
@@ -203,13 +216,25 @@ class Coupling(Invertible):
             below = moved / scale
             grad_below = grad_b * scale
             grad_shift, grad_log_scale = grad_b, grad_b * moved
-        grad_raw = torch.cat([grad_log_scale * (1 - bounded.square()), grad_shift], 1)
+        grad_log_scale = grad_log_scale * _slope(log_scale, self.bound)
+        grad_shift = grad_shift * _slope(shift, self.shift_bound)
+        grad_raw = torch.cat([grad_log_scale, grad_shift], 1)
         through, weights = gradients_of(raw, a, self.weights(), grad_raw)
         return (
             torch.cat([a.detach(), below], 1),
             torch.cat([grad_a + through, grad_below], 1),
             weights,
         )
+
+
+def _bounded(raw: Tensor, bound: float | None) -> Tensor:
+    """bound tanh(raw / bound); raw itself without a bound."""
+    return raw if bound is None else bound * torch.tanh(raw / bound)
+
+
+def _slope(value: Tensor, bound: float | None) -> Tensor | float:
+    """The derivative of :func:`_bounded` by raw, where it has this value."""
+    return 1.0 if bound is None else 1 - (value / bound).square()
 
 
 def convolution(

@@ -53,7 +53,7 @@ class FlowProximal(Proximal):
 
     Args:
         channels: C. generator: draws the flow's weights.
-        depth, levels, width, reversible: of :class:`Glow`.
+        depth, levels, width, shift_bound, reversible: of :class:`Glow`.
         shrinkage: lambda at the start.
     """
 
@@ -67,12 +67,19 @@ class FlowProximal(Proximal):
         depth: int = 4,
         levels: int = 2,
         width: int = 32,
+        shift_bound: float | None = None,
         shrinkage: float = 0.1,
         reversible: bool = True,
     ) -> None:
         super().__init__()
         self.flow = Glow(
-            channels, generator, depth=depth, levels=levels, width=width, reversible=reversible
+            channels,
+            generator,
+            depth=depth,
+            levels=levels,
+            width=width,
+            shift_bound=shift_bound,
+            reversible=reversible,
         )
         start = torch.tensor(checks.number("shrinkage", shrinkage, above=0))
         self.log_lambda = nn.Parameter(start.log())

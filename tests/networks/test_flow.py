@@ -129,11 +129,27 @@ def test_actnorm_of_one_value_or_constant_channels_is_finite():
         assert (flow.inverse(flow(y)) - y).abs().max() < 1e-4
 
 
-def test_the_log_scale_is_bounded():
-    coupling = stirred(Coupling(6, 8, generator(0, "coupling"), bound=0.5), 100.0)
-    log_scale, _ = coupling._affine(torch.randn(2, 3, 4, 4, generator=generator(0, "a")))
-    assert log_scale.abs().max() <= 0.5
-    assert log_scale.abs().max() > 0.45
+def test_log_scale_and_shift_are_bounded():
+    bounds = {"bound": 0.5, "shift_bound": 2.0}
+    coupling = stirred(Coupling(6, 8, generator(0, "coupling"), **bounds), 100.0)
+    affine = coupling._affine(torch.randn(2, 3, 4, 4, generator=generator(0, "a")))
+    for values, bound in zip(affine, bounds.values(), strict=True):
+        assert 0.9 * bound < values.abs().max() <= bound
+
+
+def test_bounded_shifts_keep_the_round_trip_where_couplings_have_grown():
+    errors = {}
+    for shift_bound in (None, 0.5):
+        flow = Glow(
+            3, generator(0, "weights"), depth=4, levels=2, width=32, shift_bound=shift_bound
+        )
+        y = images(8, (16, 16), torch.float32)
+        flow.normalise(y)
+        for level in flow.levels:
+            stirred(level[1::2], 0.07)
+        errors[shift_bound] = (flow.inverse(flow(y)) - y).abs().max()
+    assert errors[None] > 2e-5
+    assert errors[0.5] < 1e-5
 
 
 def test_mixes_made_together_are_each_its_own():
@@ -172,7 +188,7 @@ def test_matrices_of_mixes_are_rounded_once():
 def test_reversible_gradients_are_those_of_autograd(kind, inverse):
     rng = generator(0, "weights")
     mixes = [Mix(4, rng) for _ in range(2)]
-    couplings = [Coupling(4, 8, rng) for _ in range(2)]
+    couplings = [Coupling(4, 8, rng, shift_bound=shift_bound) for shift_bound in (None, 0.2)]
     module = stirred(nn.ModuleList([*mixes, *couplings]), 0.2).double()
     found = []
     for run in (apply_chain, reversible_chain):
