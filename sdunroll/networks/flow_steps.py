@@ -66,7 +66,7 @@ class MixMatrices(Invertible):
     """W h + c and its inverse, of matrices that are given.
 
     Args:
-        weight, shift: W, (C, C), and c, (C,). back, back_shift: those of the inverse.
+        weight, shift: W, (C, C), and c, (C,), in float64. back, back_shift: those of the inverse.
     """
 
     def __init__(self, weight: Tensor, shift: Tensor, back: Tensor, back_shift: Tensor) -> None:
@@ -91,10 +91,10 @@ class MixMatrices(Invertible):
         dL/dc = g, with g = dL/dy, and of its inverse, where y is the input, -g h^T and -g."""
         applied, undone = (self.back, self.there) if inverse else (self.there, self.back)
         h = _mix_channels(out, *undone)
-        below = torch.matmul(applied[0].mT, grad.flatten(2)).view_as(grad)
+        below = torch.matmul(applied[0].mT.to(grad.dtype), grad.flatten(2)).view_as(grad)
         sign, g, h_there = (-1, below, out) if inverse else (1, grad, h)
         weight = torch.bmm(g.flatten(2), h_there.flatten(2).mT).sum(0)
-        return h, below, [sign * weight, sign * g.sum((0, 2, 3))]
+        return h, below, [sign * weight.double(), sign * g.sum((0, 2, 3)).double()]
 
 
 def mix_matrices(mixes: Sequence[Mix]) -> list[MixMatrices]:
@@ -111,8 +111,7 @@ def mix_matrices(mixes: Sequence[Mix]) -> list[MixMatrices]:
 
 
 def _make_matrices(mixes: Sequence[Mix]) -> tuple[Tensor, ...]:
-    """What each of :class:`MixMatrices` takes, (K, C, C) and (K, C) in turns; made in float64, so that the
-    round trip stays at the rounding error of the activations."""
+    """What each of :class:`MixMatrices` takes, (K, C, C) and (K, C) in turns."""
     lower, upper, log_diagonal, log_scale, bias, sign, permutation = (
         torch.stack([getattr(mix, name) for mix in mixes]).double()
         for name in ("lower", "upper", "log_diagonal", "log_scale", "bias", "sign", "permutation")
@@ -126,14 +125,16 @@ def _make_matrices(mixes: Sequence[Mix]) -> tuple[Tensor, ...]:
     solve = torch.linalg.solve_triangular
     back = solve(lower, permutation.mT, upper=False, unitriangular=True)
     back = solve(upper, back, upper=True)
-    dtype = mixes[0].bias.dtype
-    return weight.to(dtype), shift.to(dtype), back.to(dtype), (-bias).to(dtype)
+    return weight, shift, back, -bias
 
 
 def _mix_channels(h: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
-    """The 1x1 convolution weight h + shift, as a matrix product: faster for so few channels."""
+    """The 1x1 convolution weight h + shift, as a matrix product: faster for so few channels. It is rounded
+    once, to h's digits: with products in float32, the round trip would lose more here than in all else.
+    """
     each = weight.expand(len(h), -1, -1)  # (B, C, C)
-    return torch.baddbmm(shift[:, None], each, h.flatten(2)).view(h.shape)
+    wide = torch.baddbmm(shift[:, None], each, h.flatten(2).double())
+    return wide.to(h.dtype).view(h.shape)
 
 
 class Coupling(Invertible):
