@@ -36,7 +36,7 @@ def test_eval(trained, sdunroll):
         for name in names:
             assert row[name]["ci95"][0] <= row[name]["mean"] <= row[name]["ci95"][1]
     assert 0 < result["health"]["round_trip_error"] < 1e-5
-    assert result["epsilon"] == [0.45] + [0.3] * (len(result["layers"]) - 2)
+    assert result["epsilon"] == [0.3] * (len(result["layers"]) - 1)
     assert result["theory"] is None  # layers have objectives of their own
     assert result["notice"] == "synthetic faces, drawn by formula"
     assert set(result["baselines"]) == {"biharmonic", "harmonic fill"}
