@@ -45,10 +45,13 @@ MASKS += ["constraint.epsilon=0.3", "constraint.margin=0.12"]
 PHOTOS = [*PLAIN, "data=photos", "data.color=true", "data.size=32", "data.num_train=4000"]
 PHOTOS += ["data.num_val=200", "data.num_test=500"]
 
+# as the flow was before its shifts had a bound, and the first layer's eps
+UNBOUNDED = ["network.proximal.shift_bound=null", "constraint.epsilon=[0.45,0.3]"]
+
 
 def lever(name: str, *overrides: str) -> Study:
-    """A constrained network with one setting changed, one seed."""
-    return Study(name, [*CONSTRAINED, *PLAIN, *overrides], NOISE, seeds=[0])
+    """The constrained network of unbounded shifts with one setting changed, one seed."""
+    return Study(name, [*CONSTRAINED, *PLAIN, *UNBOUNDED, *overrides], NOISE, seeds=[0])
 
 
 PARTS = {
@@ -85,6 +88,8 @@ PARTS = {
         ),
     ],
     "levers": [
+        Study("unbounded_constrained", [*CONSTRAINED, *UNBOUNDED], ALL),
+        Study("unbounded_standard", [*STANDARD, *UNBOUNDED], ALL),
         lever("eps_0.1", "constraint.epsilon=0.1", "constraint.margin=0.12"),
         lever("eps_0.3", "constraint.epsilon=0.3", "constraint.margin=0.12"),
         lever("eps_0.4", "constraint.epsilon=0.4", "constraint.margin=0.02"),
