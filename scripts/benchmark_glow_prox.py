@@ -43,6 +43,7 @@ def network_of(sizes: dict[str, int], reversible: bool) -> tuple[ProximalGradien
         depth=sizes["depth"],
         levels=sizes["levels"],
         width=sizes["width"],
+        shift_bound=0.5,
         reversible=reversible,
     )
     network = ProximalGradient(

@@ -88,7 +88,8 @@ class MixMatrices(Invertible):
         self, out: Tensor, grad: Tensor, inverse: bool
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """As :meth:`Invertible.retrace`, in closed form: of y = W h + c they are dL/dW = g h^T and
-        dL/dc = g, with g = dL/dy, and of its inverse, where y is the input, -g h^T and -g."""
+        dL/dc = g, with g = dL/dy, and of its inverse, where y is the input, -g h^T and -g; gradients keep
+        the digits of the activations."""
         applied, undone = (self.back, self.there) if inverse else (self.there, self.back)
         h = _mix_channels(out, *undone)
         below = torch.matmul(applied[0].mT.to(grad.dtype), grad.flatten(2)).view_as(grad)
@@ -138,7 +139,7 @@ def _mix_channels(h: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
 
 
 class Coupling(Invertible):
-    """Affine coupling: (a, b) -> (a, exp(s(a)) b + t(a)), with a log-scale |s| < ``bound``.
+    """Affine coupling: (a, b) -> (a, exp(s(a)) b + t(a)), with a log-scale |s| <= ``bound``.
 
     s and t come of a small convolutional network that starts at 0. It is homogeneous but for its
     biases, so what an unbounded t adds grows with a, from step to step: after training latents can be a

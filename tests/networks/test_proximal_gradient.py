@@ -6,6 +6,7 @@ import torch
 from sdunroll.checks import InvalidValue
 from sdunroll.constraints import GradientNorm, Objective, SplitGradient
 from sdunroll.networks import CnnProximal, FlowProximal, ProximalGradient
+from sdunroll.networks.flow_steps import Coupling
 from sdunroll.problems import Denoising, Inpainting, InverseImaging
 from sdunroll.randomness import generator
 from tests.conftest import make_problem
@@ -199,3 +200,17 @@ def test_refuses_codes():
 def test_a_cnn_inverts_nothing():
     proximal = CnnProximal(channels=1, generator=generator(0, "weights"))
     assert proximal.round_trip_error(torch.rand(2, 1, 8, 8)) is None
+
+
+@pytest.mark.parametrize(("settings", "bound"), [({}, None), ({"shift_bound": 0.3}, 0.3)])
+def test_the_bound_of_the_shifts_reaches_each_coupling(settings, bound):
+    """Without the setting, as in runs that are older than it, there is none."""
+    steps = [
+        step for level in FLOW(3, generator(0, "weights"), **settings).flow.levels for step in level
+    ]
+    assert {step.shift_bound for step in steps if isinstance(step, Coupling)} == {bound}
+
+
+def test_a_bound_of_the_shifts_is_above_zero():
+    with pytest.raises(InvalidValue, match="shift_bound: expected a number > 0, got 0"):
+        FLOW(3, generator(0, "weights"), shift_bound=0)
