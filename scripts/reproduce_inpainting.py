@@ -41,7 +41,7 @@ ROBUST = ["experiment=robust_inpainting", *PLAIN]
 MOVED = ["experiment=robust_masks", *PLAIN]
 # which leave less to gain than one hole does
 MASKS = ["operator.mask=random_box", "operator.size=[8,16]", *PLAIN]
-MASKS += ["constraint.epsilon=0.3", "constraint.margin=0.12"]
+MASKS += ["constraint.margin=0.12"]
 PHOTOS = [*PLAIN, "data=photos", "data.color=true", "data.size=32", "data.num_train=4000"]
 PHOTOS += ["data.num_val=200", "data.num_test=500"]
 
