@@ -38,7 +38,7 @@ def test_eval(trained, sdunroll):
             assert row[name]["ci95"][0] <= row[name]["mean"] <= row[name]["ci95"][1]
     assert 0 < result["health"]["round_trip_error"] < 1e-5
     assert OmegaConf.load(trained / "config.yaml").network.proximal.shift_bound == 0.5
-    assert result["epsilon"] == [0.3] * (len(result["layers"]) - 1)
+    assert result["epsilon"] == 0.3
     assert result["theory"] is None  # layers have objectives of their own
     assert result["notice"] == "synthetic faces, drawn by formula"
     assert set(result["baselines"]) == {"biharmonic", "harmonic fill"}
