@@ -143,7 +143,7 @@ class Coupling(Invertible):
 
     s and t come of a small convolutional network that starts at 0. It is homogeneous but for its
     biases, so what an unbounded t adds grows with a, from step to step: after training latents can be a
-    thousand times the image, and float32 rounds the image away with them.
+    thousand times the image, and of float32's seven digits the image then keeps three.
 
     Args:
         channels: C, even. width: channels of the network's hidden layers. generator: its weights.
@@ -178,9 +178,10 @@ class Coupling(Invertible):
 
     def _affine(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """s and t, (B, C / 2, H, W) each."""
-        return self._split(self._raw(a))
+        return self._limited(self._raw(a))
 
-    def _split(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+    def _limited(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """s and t of what :meth:`_raw` gave."""
         log_scale, shift = raw.chunk(2, 1)
         return _bounded(log_scale, self.bound), _bounded(shift, self.shift_bound)
 
@@ -207,7 +208,7 @@ class Coupling(Invertible):
         a = a.detach().requires_grad_()
         with torch.enable_grad():
             raw = self._raw(a)
-        log_scale, shift = self._split(raw.detach())
+        log_scale, shift = self._limited(raw.detach())
         scale = log_scale.exp()
         if inverse:  # b was (below - shift) / scale
             below = torch.addcmul(shift, b, scale)
